@@ -1,0 +1,104 @@
+"""The dataclasses of `spectral_config.json`: what the bundle is for, what each layer does, what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from spectral_runtime.gate import GateRule
+
+FORMAT_VERSION = 1
+"""Moves only when a reader of the previous version could misread a bundle."""
+
+Mode = Literal["exact", "prefilter", "geometric", "dense"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """The checkpoint the bundle was fitted to."""
+
+    id: str
+    """Hub id, or the folder's name for a local checkpoint."""
+    revision: str | None
+    """Commit on the Hub; None for a local folder."""
+    model_type: str
+    routers_sha256: str
+    """SHA-256 over the digests of all router weights, in layer order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A distribution-free promise about the candidates of one layer (conformal risk control)."""
+
+    alpha: float
+    """Bound on the expected share of expert weight that the candidates miss."""
+    candidates: int
+    """The smallest C that meets it."""
+    risk: float
+    """Mean missed weight share at C on the certify split."""
+    bound: float
+    """Finite-sample corrected risk, (n risk + 1) / (n + 1); at most alpha."""
+    tokens: int
+    documents: int
+    split_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """One of the three disjoint sets of calibration documents."""
+
+    documents: int
+    tokens: int
+    sha256: str
+    """SHA-256 over the documents' own digests, sorted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerEntry:
+    """One MoE layer of the base model."""
+
+    path: str
+    """Dotted path of the router module, for example `model.layers.0.mlp.gate`."""
+    hidden: int
+    """D."""
+    rule: GateRule
+    mode: Mode
+    router_sha256: str
+    levels: int = 0
+    colour: int = 0
+    candidates: int = 0
+    """C of `prefilter`; 0 in the other modes."""
+    nodes: int = 0
+    """Number of BVH nodes."""
+    centred: bool = False
+    gate_rows: bool = False
+    """The bundle carries the gate's own rows (`gate.weight`)."""
+    gate_bias: bool = False
+    explained: tuple[float, ...] = ()
+    """Cumulative share of logit variance explained after each level, then after the colour."""
+    certificate: Certificate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file of the bundle, as listed for verification."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole of `spectral_config.json`."""
+
+    format_version: int
+    base_model: BaseModel
+    layers: tuple[LayerEntry, ...]
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    """Relative path to size and digest, for every file but the manifest itself."""
+    splits: dict[str, Split] = field(default_factory=dict)
+    """`fit`, `certify`, `evaluate`."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The resolved recipe; converting with it again gives the same bytes."""
+    tools: dict[str, str] = field(default_factory=dict)
+    """Versions of what made the bundle."""
