@@ -1,4 +1,4 @@
-"""Turns plain mappings into frozen dataclasses; unknown, missing and mistyped keys are errors with a dotted path."""
+"""Turns mappings into frozen dataclasses; unknown, missing, mistyped keys are errors with a dotted path."""
 
 from __future__ import annotations
 
@@ -29,19 +29,31 @@ def parse(cls: type[T], data: object, *, where: str, error: type[UserError] = Co
     _refuse_missing(data, fields, where, error)
     hints = get_type_hints(cls)
     values = {key: _convert(hints[key], value, f"{where}.{key}", error) for key, value in data.items()}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UserError as fault:  # a rule across keys, checked by the class itself
+        raise error(f"{where}: {fault}") from fault
 
 
-def _refuse_unknown(data: Mapping[Any, Any], fields: Mapping[str, Any], where: str, error: type[UserError]) -> None:
+def _refuse_unknown(
+    data: Mapping[Any, Any], fields: Mapping[str, Any], where: str, error: type[UserError]
+) -> None:
     for key in data:
         if key not in fields:
-            close = get_close_matches(str(key), fields, n=1)
+            close = get_close_matches(str(key)[:80], fields, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             legal = ", ".join(fields)
-            raise error(f"{where}.{key}", expected="a known key", found=repr(key), remedy=f"{hint}legal keys: {legal}")
+            raise error(
+                f"{where}.{_shown(key)[1:-1]}",
+                expected="a known key",
+                found=_shown(key),
+                remedy=f"{hint}legal keys: {legal}",
+            )
 
 
-def _refuse_missing(data: Mapping[Any, Any], fields: Mapping[str, Any], where: str, error: type[UserError]) -> None:
+def _refuse_missing(
+    data: Mapping[Any, Any], fields: Mapping[str, Any], where: str, error: type[UserError]
+) -> None:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in data:
@@ -77,7 +89,7 @@ def _convert_union(args: tuple[Any, ...], value: object, where: str, error: type
 
 def _convert_literal(args: tuple[Any, ...], value: object, where: str, error: type[UserError]) -> Any:
     if value not in args or isinstance(value, bool) != any(isinstance(arg, bool) for arg in args):
-        raise error(where, expected="one of " + ", ".join(map(str, args)), found=repr(value))
+        raise error(where, expected="one of " + ", ".join(map(str, args)), found=_shown(value))
     return value
 
 
@@ -97,7 +109,19 @@ def _convert_scalar(hint: Any, value: object, where: str, error: type[UserError]
     if hint is Any or hint is object:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _widen(value, where, error)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise error(where, expected=hint.__name__, found=f"{type(value).__name__} {value!r}")
+        raise error(where, expected=hint.__name__, found=f"{type(value).__name__} {_shown(value)}")
     return value
+
+
+def _widen(value: int, where: str, error: type[UserError]) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise error(where, expected="a number within the range of float", found="a larger one") from None
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,7 +1,9 @@
-"""The dataclasses of `spectral_config.json`: what the bundle is for, what each layer does, what was measured."""
+"""The dataclasses of `spectral_config.json`: the base model, what each layer does, what was measured."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ class BaseModel:
     """Commit on the Hub; None for a local folder."""
     model_type: str
     routers_sha256: str
-    """SHA-256 over the digests of all router weights, in layer order."""
+    """`routers_digest` of the layers: one value that tells two checkpoints apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +66,21 @@ class LayerEntry:
     rule: GateRule
     mode: Mode
     router_sha256: str
+    """SHA-256 over the router's weight, bias and choice bias in the base model, as float32."""
     levels: int = 0
+    """L; 0 in the mode `dense`."""
     colour: int = 0
+    """S."""
     candidates: int = 0
     """C of `prefilter`; 0 in the other modes."""
     nodes: int = 0
     """Number of BVH nodes."""
     centred: bool = False
+    """The mean gate row was removed before the fit; the bundle carries it (`common`)."""
     gate_rows: bool = False
     """The bundle carries the gate's own rows (`gate.weight`)."""
     gate_bias: bool = False
+    """The bundle carries the gate's own bias (`gate.bias`); needs `gate_rows`."""
     explained: tuple[float, ...] = ()
     """Cumulative share of logit variance explained after each level, then after the colour."""
     certificate: Certificate | None = None
@@ -102,3 +109,8 @@ class Manifest:
     """The resolved recipe; converting with it again gives the same bytes."""
     tools: dict[str, str] = field(default_factory=dict)
     """Versions of what made the bundle."""
+
+
+def routers_digest(layers: Sequence[LayerEntry]) -> str:
+    """SHA-256 over the layers' `router_sha256` as 64 lower-case hex characters each, in layer order."""
+    return hashlib.sha256("".join(layer.router_sha256 for layer in layers).encode("ascii")).hexdigest()
