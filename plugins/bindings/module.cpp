@@ -8,4 +8,5 @@ PYBIND11_MODULE(_native, m) {
     m.attr("__version__") = SPECTRAL_VERSION;
     spectral::bindings::bind_errors(m);
     spectral::bindings::bind_bvh(m);
+    spectral::bindings::bind_router(m);
 }

@@ -2,6 +2,7 @@
 #include "thread_pool.h"
 
 #include <algorithm>
+#include <map>
 
 namespace spectral::cpu {
 
@@ -84,6 +85,20 @@ void ThreadPool::work() {
             done_.notify_one();
         }
     }
+}
+
+std::shared_ptr<Executor> shared_pool(std::size_t threads) {
+    static std::mutex mutex;
+    // Never destroyed: joining threads while the process ends can deadlock.
+    static auto *pools = new std::map<std::size_t, std::shared_ptr<Executor>>;
+    const std::size_t wanted =
+        threads != 0 ? threads : std::max(1U, std::thread::hardware_concurrency());
+    const std::lock_guard lock(mutex);
+    std::shared_ptr<Executor> &pool = (*pools)[wanted];
+    if (!pool) {
+        pool = std::make_shared<ThreadPool>(wanted);
+    }
+    return pool;
 }
 
 } // namespace spectral::cpu

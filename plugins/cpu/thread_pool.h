@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -39,5 +40,9 @@ class ThreadPool final : public Executor {
     std::atomic<std::size_t> next_{0};
     std::exception_ptr error_;
 };
+
+/// The process-wide pool of that many threads (0: one per core), made on first use and kept: every
+/// layer's router shares it.
+std::shared_ptr<Executor> shared_pool(std::size_t threads);
 
 } // namespace spectral::cpu

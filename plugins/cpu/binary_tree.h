@@ -1,0 +1,33 @@
+// The checked binary tree between a BVH file and the wide tree: ranges of experts and their bounds.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "spectral/bvh.h"
+#include "spectral/geometry.h"
+
+namespace spectral::cpu {
+
+/// Nodes in an order where children follow their parent; leaves hold at most 16 experts.
+struct BinaryTree {
+    struct Node {
+        std::int32_t child = -1; ///< first of two adjacent children, or -1
+        std::int32_t begin = 0;  ///< range of `order` that the subtree covers
+        std::int32_t count = 0;
+    };
+
+    std::vector<Node> nodes;
+    std::vector<std::int32_t> order; ///< expert ids, leaf by leaf
+    std::size_t rows = 0;            ///< 2R + L + 2
+    std::vector<float> bounds;       ///< [nodes, rows]: lower, upper, power, beta, choice bias
+
+    [[nodiscard]] const float *bounds_of(std::size_t node) const {
+        return bounds.data() + node * rows;
+    }
+};
+
+/// Throws UserError if the topology is not a tree over all experts.
+BinaryTree read_binary_tree(const Geometry &geometry, const Topology &topology);
+
+} // namespace spectral::cpu

@@ -1,0 +1,24 @@
+// The kernels compiled for avx2; see kernels.h for what such a file may not include.
+#include "kernels.h"
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace spectral::cpu {
+namespace {
+#include "simd_avx2.h"
+
+#include "choice.inl"
+#include "project.inl"
+#include "scan.inl"
+#include "search.inl"
+#include "select.inl"
+} // namespace
+
+const Kernels &kernels_avx2() {
+    static constexpr Kernels table{"avx2", &project, &score, &scan, &search, &finish};
+    return table;
+}
+
+} // namespace spectral::cpu

@@ -1,0 +1,22 @@
+// The kernels compiled for portable; see kernels.h for what such a file may not include.
+#include "kernels.h"
+
+#include <cstdint>
+
+namespace spectral::cpu {
+namespace {
+#include "simd_portable.h"
+
+#include "choice.inl"
+#include "project.inl"
+#include "scan.inl"
+#include "search.inl"
+#include "select.inl"
+} // namespace
+
+const Kernels &kernels_portable() {
+    static constexpr Kernels table{"portable", &project, &score, &scan, &search, &finish};
+    return table;
+}
+
+} // namespace spectral::cpu

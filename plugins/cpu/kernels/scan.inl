@@ -1,0 +1,94 @@
+// The exhaustive scan: scores for a few tokens at a time, then a filter per token.
+
+template <std::size_t TT, std::size_t BB>
+inline void score_tile(const BlocksView &v, std::size_t block, const float *points,
+                       std::size_t stride, float *out, std::size_t out_stride) {
+    const std::size_t size = (v.rank + 2) * lanes;
+    const float *values = v.values + block * size;
+    Floats acc[TT][BB];
+    for (std::size_t b = 0; b < BB; ++b) {
+        for (std::size_t t = 0; t < TT; ++t) {
+            acc[t][b] = load(values + b * size);
+        }
+    }
+    for (std::size_t r = 0; r < v.rank; ++r) {
+        const float *row = values + (r + 2) * lanes;
+        for (std::size_t b = 0; b < BB; ++b) {
+            const Floats direction = load(row + b * size);
+            for (std::size_t t = 0; t < TT; ++t) {
+                acc[t][b] = fma(direction, set1(points[t * stride + r]), acc[t][b]);
+            }
+        }
+    }
+    for (std::size_t t = 0; t < TT; ++t) {
+        for (std::size_t b = 0; b < BB; ++b) {
+            store(out + t * out_stride + b * lanes, acc[t][b]);
+        }
+    }
+}
+
+template <std::size_t TT>
+inline void score_blocks(const BlocksView &v, std::size_t first, std::size_t blocks,
+                         const float *points, std::size_t stride, float *out,
+                         std::size_t out_stride) {
+    std::size_t b = 0;
+    for (; b + 2 <= blocks; b += 2) {
+        score_tile<TT, 2>(v, first + b, points, stride, out + b * lanes, out_stride);
+    }
+    if (b < blocks) {
+        score_tile<TT, 1>(v, first + b, points, stride, out + b * lanes, out_stride);
+    }
+}
+
+void score(const BlocksView &v, std::size_t first, std::size_t blocks, const float *points,
+           std::size_t stride, std::size_t tokens, float *scores) {
+    const std::size_t out_stride = blocks * lanes;
+    std::size_t t = 0;
+    for (; t + scan_tokens <= tokens; t += scan_tokens) {
+        score_blocks<scan_tokens>(v, first, blocks, points + t * stride, stride,
+                                  scores + t * out_stride, out_stride);
+    }
+    for (; t < tokens; ++t) {
+        score_blocks<1>(v, first, blocks, points + t * stride, stride, scores + t * out_stride,
+                        out_stride);
+    }
+}
+
+/// Turns one token's chunk of scores into choice scores, in place.
+inline void choose_chunk(const BlocksView &v, ChoiceView choice, std::size_t first,
+                         std::size_t blocks, float *scores) {
+    if (choice.choice == Choice::identity && !choice.biased) {
+        return;
+    }
+    for (std::size_t b = 0; b < blocks; ++b) {
+        const float *bias = v.values + ((first + b) * (v.rank + 2) + 1) * lanes;
+        store(scores + b * lanes, choose(choice, load(scores + b * lanes), bias));
+    }
+}
+
+inline void select_chunk(const BlocksView &v, std::size_t first, std::size_t blocks,
+                         const float *scores, Selection &s) {
+    if (s.held == 0) {
+        threshold_from_maxima(s, scores, blocks);
+    }
+    for (std::size_t b = 0; b < blocks; ++b) {
+        accept(s, load(scores + b * lanes), v.ids + (first + b) * lanes, v.valid[first + b]);
+    }
+    if (first + blocks < v.blocks && s.held > s.count) {
+        prune(s);
+    }
+}
+
+void scan(const BlocksView &v, ChoiceView choice, const float *points, std::size_t stride,
+          std::size_t tokens, float *buffer, Selection *selections) {
+    for (std::size_t first = 0; first < v.blocks; first += chunk_blocks) {
+        const std::size_t left = v.blocks - first;
+        const std::size_t blocks = left < chunk_blocks ? left : chunk_blocks;
+        score(v, first, blocks, points, stride, tokens, buffer);
+        for (std::size_t t = 0; t < tokens; ++t) {
+            float *scores = buffer + t * blocks * lanes;
+            choose_chunk(v, choice, first, blocks, scores);
+            select_chunk(v, first, blocks, scores, selections[t]);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+// Keeping the best C of a stream of scores: a threshold filters, a branch-free rank sort decides.
+
+inline constexpr std::size_t rank_limit = 128;
+/// Largest C for which the first chunk of a scan gets a threshold from its lane maxima.
+inline constexpr std::size_t lane_count_limit = 64;
+
+inline std::size_t bits_set(Mask m) {
+    return static_cast<std::size_t>(__builtin_popcount(m));
+}
+
+/// Appends the valid lanes that are not below the threshold; NaN passes (it may be needed to fill
+/// C).
+inline void accept(Selection &s, Floats scores, const std::int32_t *ids, Mask valid) {
+    const Mask m = not_less(scores, set1(s.threshold)) & valid;
+    if (m != 0) {
+        compress(s.scores + s.held, m, scores);
+        compress(s.ids + s.held, m, load(ids));
+        s.held += bits_set(m);
+    }
+}
+
+/// An entry's rank is the number of entries before it: no data-dependent branch, O(held^2 / 16).
+inline void rank_sort(Selection &s) {
+    const std::size_t blocks = (s.held + lanes - 1) / lanes;
+    for (std::size_t i = s.held; i < blocks * lanes; ++i) {
+        s.scores[i] = __builtin_nanf("");
+        s.ids[i] = INT32_MAX;
+    }
+    alignas(64) std::int32_t keys[rank_limit];
+    for (std::size_t b = 0; b < blocks; ++b) {
+        store(keys + b * lanes, ordered(load(s.scores + b * lanes)));
+    }
+    float scores[rank_limit];
+    std::int32_t ids[rank_limit];
+    for (std::size_t i = 0; i < s.held; ++i) {
+        const Ints key = set1(keys[i]);
+        const Ints id = set1(s.ids[i]);
+        std::size_t rank = 0;
+        for (std::size_t b = 0; b < blocks; ++b) {
+            const Ints other = load(keys + b * lanes);
+            const Mask same = equal(other, key) & greater(id, load(s.ids + b * lanes));
+            rank += bits_set(greater(other, key) | same);
+        }
+        scores[rank] = s.scores[i];
+        ids[rank] = s.ids[i];
+    }
+    s.held = s.held < s.count ? s.held : s.count;
+    __builtin_memcpy(s.scores, scores, s.held * sizeof(float));
+    __builtin_memcpy(s.ids, ids, s.held * sizeof(std::int32_t));
+}
+
+void finish(Selection &s) {
+    if (s.held <= rank_limit) {
+        rank_sort(s);
+    } else {
+        sort_and_cut(s);
+    }
+}
+
+/// Cuts to C entries and raises the threshold to the worst of them.
+inline void prune(Selection &s) {
+    finish(s);
+    if (s.held == s.count && s.scores[s.count - 1] > s.threshold) {
+        s.threshold = s.scores[s.count - 1];
+    }
+}
+
+/// A first threshold: the C-th largest of 16 G disjoint groups' maxima is not above the C-th best
+/// score.
+inline void threshold_from_maxima(Selection &s, const float *scores, std::size_t blocks) {
+    const std::size_t groups = (2 * s.count + lanes - 1) / lanes;
+    if (s.count > lane_count_limit || blocks < 2 * groups) {
+        return;
+    }
+    alignas(64) float maxima[2 * lane_count_limit];
+    for (std::size_t g = 0; g < groups; ++g) {
+        Floats best = set1(-__builtin_inff());
+        for (std::size_t b = g; b < blocks; b += groups) {
+            best = max(load(scores + b * lanes), best);
+        }
+        store(maxima + g * lanes, best);
+    }
+    for (std::size_t i = 0; i < groups * lanes; ++i) {
+        const Floats value = set1(maxima[i]);
+        std::size_t above = 0;
+        for (std::size_t g = 0; g < groups; ++g) {
+            above += bits_set(not_less(load(maxima + g * lanes), value));
+        }
+        const float raised = above >= s.count ? maxima[i] : s.threshold;
+        s.threshold = raised > s.threshold ? raised : s.threshold;
+    }
+}
