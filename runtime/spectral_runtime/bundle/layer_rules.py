@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spectral_runtime.bundle.container import DTYPES
 from spectral_runtime.bundle.contents import LayerTensors
 from spectral_runtime.bundle.manifest import LayerEntry
 from spectral_runtime.bundle.tensors import TensorShape, layer_tensors
@@ -29,15 +30,17 @@ def check_table(entry: LayerEntry, arrays: Mapping[str, Array], where: str) -> N
     declared = layer_tensors(entry)
     for name, wanted in declared.items():
         if name not in arrays:
-            raise BundleError(f"{where}.{name}", expected=f"{_words(wanted)}", found="no such tensor")
-    for name, array in arrays.items():
-        if name not in declared:
-            raise BundleError(
-                f"{where}.{name}", expected="no such tensor", found=f"{array.dtype} {array.shape}"
-            )
-        found = TensorShape({"f": "F32", "i": "I32"}.get(array.dtype.kind, array.dtype.str), array.shape)  # type: ignore[arg-type]
-        if found != declared[name]:
-            raise BundleError(f"{where}.{name}", expected=_words(declared[name]), found=_words(found))
+            raise BundleError(f"{where}.{name}", expected=_words(wanted), found="no such tensor")
+        if _shape(arrays[name]) != wanted:
+            raise BundleError(f"{where}.{name}", expected=_words(wanted), found=_words(_shape(arrays[name])))
+    for name in sorted(set(arrays) - set(declared)):
+        found = _words(_shape(arrays[name]))
+        raise BundleError(f"{where}.{ascii(name)[1:-1][:80]}", expected="no such tensor", found=found)
+
+
+def _shape(array: Array) -> TensorShape:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return TensorShape(names.get(array.dtype.newbyteorder("<"), str(array.dtype)), array.shape)
 
 
 def _words(tensor: TensorShape) -> str:
@@ -146,7 +149,7 @@ def _check_bounds(layer: LayerTensors, geometry: Geometry, bvh: Bvh, where: str)
     points = np.concatenate([points, geometry.colour], axis=1)
     bias = np.zeros(geometry.experts, np.float32) if layer.choice_bias is None else layer.choice_bias
     power = _squares(geometry).T
-    slack = TOLERANCE * (np.abs(power) + 2 * np.abs(geometry.beta[:, None]))
+    slack = TOLERANCE * (np.abs(power) + 2.0 * np.abs(geometry.beta[:, None].astype(np.float64)))
     _check_cover(bvh, -bvh.lower, -points, f"{where}.lower")
     _check_cover(bvh, bvh.upper, points, f"{where}.upper")
     _check_cover(bvh, bvh.power, power - slack, f"{where}.power")

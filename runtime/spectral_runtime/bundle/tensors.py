@@ -8,7 +8,6 @@ from typing import Literal
 from spectral_runtime.bundle.manifest import LayerEntry
 
 When = Literal["geometry", "centred", "choice_bias", "gate_rows", "gate_bias"]
-DtypeName = Literal["F32", "I32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +15,7 @@ class TensorSpec:
     """One row of the table; the full name in the file is `layers.{index}.{name}`."""
 
     name: str
-    dtype: DtypeName
+    dtype: Literal["F32", "I32"]
     shape: str
     """Letters (E, D, R, L, S, N) and numbers, separated by spaces."""
     when: When
@@ -52,7 +51,7 @@ TENSORS: tuple[TensorSpec, ...] = (
 class TensorShape:
     """What one tensor of one layer must be."""
 
-    dtype: DtypeName
+    dtype: str
     shape: tuple[int, ...]
 
 

@@ -253,7 +253,6 @@ def _swap(fresh: Path, target: Path) -> None:
         if target.exists():
             target.replace(previous)
         fresh.replace(target)
-        _flush(target.parent)
     except BaseException:
         if previous.exists() and not target.exists():
             previous.replace(target)
@@ -261,3 +260,5 @@ def _swap(fresh: Path, target: Path) -> None:
     finally:
         if target.exists():
             shutil.rmtree(previous, ignore_errors=True)
+    with suppress(OSError):  # the new bundle is in place: too late to call it a failure
+        _flush(target.parent)
