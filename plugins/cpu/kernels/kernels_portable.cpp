@@ -9,9 +9,12 @@ namespace {
 
 #include "choice.inl"
 #include "project.inl"
-#include "scan.inl"
-#include "search.inl"
 #include "select.inl"
+
+// Built on the selection above.
+#include "scan.inl"
+
+#include "search.inl"
 } // namespace
 
 const Kernels &kernels_portable() {
