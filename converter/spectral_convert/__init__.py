@@ -1,0 +1,31 @@
+"""Converts Mixture-of-Experts checkpoints into spectral bundles, and measures the result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spectral_convert.bench import bench_bundle
+    from spectral_convert.convert import convert_checkpoint
+    from spectral_convert.evaluate import evaluate_bundle
+    from spectral_convert.generate import generate_text
+    from spectral_convert.inspect import inspect_bundle
+
+__all__ = ["bench_bundle", "convert_checkpoint", "evaluate_bundle", "generate_text", "inspect_bundle"]
+
+_VERBS = {
+    "bench_bundle": "spectral_convert.bench",
+    "convert_checkpoint": "spectral_convert.convert",
+    "evaluate_bundle": "spectral_convert.evaluate",
+    "generate_text": "spectral_convert.generate",
+    "inspect_bundle": "spectral_convert.inspect",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a verb, and torch with it, when it is asked for (PEP 562): `--help` stays quick."""
+    if name not in _VERBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_VERBS[name]), name)

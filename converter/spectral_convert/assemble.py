@@ -1,0 +1,158 @@
+"""Assemble: gathers what the stages returned into a bundle in memory, and into the evidence that goes with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import spectral_runtime
+from spectral_convert.recipe import Recipe
+from spectral_convert.risk import RiskCurve
+from spectral_runtime.attach.discovery import RouterSite, router_sha256
+from spectral_runtime.bundle import Bundle, LayerTensors
+from spectral_runtime.bundle.manifest import (
+    FORMAT_VERSION,
+    BaseModel,
+    Certificate,
+    LayerEntry,
+    Manifest,
+    Mode,
+    Split,
+    routers_digest,
+)
+from spectral_runtime.errors import ConfigError
+from spectral_runtime.gate import GateRule
+from spectral_runtime.geometry import Bvh, Geometry
+
+DENSE_ABOVE = 0.5
+"""In mode `auto`, a layer that needs more than this share of its experts as candidates keeps its gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedLayer:
+    """Everything the stages found out about one layer."""
+
+    site: RouterSite
+    rule: GateRule
+    geometry: Geometry
+    explained: tuple[float, ...]
+    bvh: Bvh
+    curve: RiskCurve
+    certificate: Certificate
+
+
+def assemble_bundle(
+    recipe: Recipe, model: Any, layers: Sequence[ConvertedLayer], splits: dict[str, Split], out: Path
+) -> Bundle:
+    """The bundle as it will be written, ready to attach; `model` tells type and commit of the base."""
+    tensors = tuple(_layer_tensors(recipe, layer) for layer in layers)
+    entries = tuple(layer.entry for layer in tensors)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        base_model=base_model(recipe, model, entries),
+        layers=entries,
+        splits=splits,
+        recipe=dataclasses.asdict(recipe),
+        tools=tool_versions(),
+    )
+    return Bundle(path=out, manifest=manifest, layers=tensors)
+
+
+def base_model(recipe: Recipe, model: Any, entries: Sequence[LayerEntry]) -> BaseModel:
+    """Names the checkpoint and the digest of its routers; the revision is the commit that was really loaded."""
+    commit = getattr(model.config, "_commit_hash", None)
+    kind = str(model.config.model_type)
+    return BaseModel(
+        id=recipe.model,
+        revision=commit or recipe.revision,
+        model_type=kind,
+        routers_sha256=routers_digest(entries),
+    )
+
+
+def _layer_tensors(recipe: Recipe, layer: ConvertedLayer) -> LayerTensors:
+    mode, count = choose_mode(recipe, layer)
+    site, dense = layer.site, mode == "dense"
+    rows = recipe.gate_rows and not dense
+    entry = LayerEntry(
+        path=site.path,
+        hidden=int(site.weight.shape[1]),
+        rule=layer.rule,
+        mode=mode,
+        router_sha256=router_sha256(site),
+        levels=0 if dense else layer.geometry.levels,
+        colour=0 if dense else layer.geometry.colours,
+        candidates=count,
+        nodes=0 if dense else layer.bvh.nodes,
+        centred=not dense and layer.geometry.common is not None,
+        gate_rows=rows,
+        gate_bias=rows and site.bias is not None,
+        explained=layer.explained,
+        certificate=layer.certificate,
+    )
+    return LayerTensors(
+        entry=entry,
+        geometry=None if dense else layer.geometry,
+        bvh=None if dense else layer.bvh,
+        choice_bias=None if dense else _float(site.choice_bias),
+        gate_weight=_float(site.weight) if rows else None,
+        gate_bias=_float(site.bias) if rows else None,
+    )
+
+
+def _float(tensor: Any) -> np.ndarray | None:
+    return (
+        None
+        if tensor is None
+        else np.ascontiguousarray(tensor.detach().float().cpu().numpy().reshape(tensor.shape))
+    )
+
+
+def choose_mode(recipe: Recipe, layer: ConvertedLayer) -> tuple[Mode, int]:
+    """Mode and C of one layer: what the recipe says, or for `auto` what the certificate allows.
+
+    Raises:
+        ConfigError: when the recipe's candidates do not fit the layer.
+    """
+    experts, top_k = layer.rule.experts, layer.rule.top_k
+    count = recipe.candidates or layer.certificate.candidates
+    if recipe.candidates is not None and not top_k <= recipe.candidates <= experts:
+        where = f"recipe.candidates ({layer.site.path})"
+        raise ConfigError(where, expected=f"{top_k} (K) to {experts} (E)", found=str(recipe.candidates))
+    if recipe.mode == "auto":
+        return ("dense", 0) if count > DENSE_ABOVE * experts else ("prefilter", count)
+    return recipe.mode, count if recipe.mode == "prefilter" else 0
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what decides the bundle's bytes."""
+    import torch
+    import transformers
+
+    return {
+        "spectral": spectral_runtime.__version__,
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def fit_evidence(layers: Sequence[ConvertedLayer]) -> list[dict[str, Any]]:
+    """Per layer: explained variance by level, and recall and missed weight for every number of candidates."""
+    return [
+        {
+            "path": layer.site.path,
+            "experts": layer.rule.experts,
+            "top_k": layer.rule.top_k,
+            "explained": list(layer.explained),
+            "certify_tokens": layer.curve.tokens,
+            "recall_at_candidates": (1.0 - layer.curve.lost).round(6).tolist(),
+            "missed_mass_at_candidates": layer.curve.missed.round(6).tolist(),
+        }
+        for layer in layers
+    ]

@@ -1,0 +1,143 @@
+"""Bench: how long one layer's routing takes, from hidden states to experts and weights, gate against geometry."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectral_convert.forward import watch_routers
+from spectral_convert.text import whole_text
+from spectral_runtime.attach.attachment import plan_layers
+from spectral_runtime.attach.layer import AttachedLayer
+from spectral_runtime.attach.load import load_base
+from spectral_runtime.bundle import load_bundle
+from spectral_runtime.bundle.contents import LayerTensors
+from spectral_runtime.bundle.manifest import Mode
+from spectral_runtime.router import Router
+
+Arm = Callable[[torch.Tensor], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One arm at one batch size on one layer."""
+
+    path: str
+    arm: str
+    batch: int
+    median_us: float
+    p90_us: float
+    recall: float
+    """Share of the gate's K experts among what the arm returns."""
+
+
+def bench_bundle(
+    bundle: str | Path,
+    *,
+    text: str | Path,
+    base: str | None = None,
+    mode: Mode | None = None,
+    candidates: int | None = None,
+    batches: Sequence[int] = (1, 32, 1024),
+    repeats: int = 50,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Times every converted layer on real hidden states of a text, arms interleaved; CPU, float32.
+
+    Args:
+        bundle: folder or hub id.
+        text: UTF-8 file or folder.
+        base: where the base model lies now.
+        mode: overrides the layers' modes.
+        candidates: overrides C.
+        batches: tokens per call.
+        repeats: timed calls per arm and batch size.
+        threads: torch's and ours.
+    """
+    loaded = load_bundle(bundle)
+    model, tokenizer = load_base(base or loaded.manifest.base_model.id, dtype="float32")
+    layers = plan_layers(model, loaded, mode, candidates)
+    hidden = _hidden_states(model, layers, whole_text(tokenizer, text, 512, max(batches)).windows)
+    before, _ = torch.get_num_threads(), torch.set_num_threads(threads)
+    try:
+        rows = [
+            row
+            for layer, tensors, states in zip(layers, loaded.layers, hidden, strict=True)
+            for row in _time_layer(layer, tensors, states, batches, repeats, threads)
+        ]
+    finally:
+        torch.set_num_threads(before)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": threads,
+    }
+    keys = Timing.__slots__
+    return {
+        "machine": machine,
+        "repeats": repeats,
+        "rows": [{k: getattr(row, k) for k in keys} for row in rows],
+    }
+
+
+def _hidden_states(model: Any, layers: Sequence[AttachedLayer], windows: Any) -> list[torch.Tensor]:
+    stored: list[list[torch.Tensor]] = [[] for _ in layers]
+
+    def store(layer: int, hidden: torch.Tensor, _: Any) -> None:
+        stored[layer].append(hidden.clone())
+
+    for _ in watch_routers(model, [layer.site for layer in layers], windows, "hidden states", store):
+        pass
+    return [torch.cat(parts) for parts in stored]
+
+
+def _time_layer(
+    layer: AttachedLayer,
+    tensors: LayerTensors,
+    hidden: torch.Tensor,
+    batches: Sequence[int],
+    repeats: int,
+    threads: int,
+) -> list[Timing]:
+    arms = _arms(layer, tensors, threads)
+    rows = []
+    with torch.inference_mode():
+        for batch in batches:
+            inputs = hidden.repeat(-(-batch // len(hidden)), 1)[:batch].contiguous()
+            truth = layer.site.module(inputs)[2]
+            times: dict[str, list[float]] = {name: [] for name in arms}
+            for _, name in itertools.product(range(repeats + 3), arms):
+                start = time.perf_counter()
+                arms[name](inputs)
+                times[name].append(time.perf_counter() - start)
+            for name, arm in arms.items():
+                micro = np.array(times[name][3:]) * 1e6
+                recall = _recall(truth, arm(inputs))
+                median, p90 = float(np.median(micro)), float(np.percentile(micro, 90))
+                rows.append(Timing(layer.site.path, name, batch, median, p90, recall))
+    return rows
+
+
+def _arms(layer: AttachedLayer, tensors: LayerTensors, threads: int) -> dict[str, Arm]:
+    arms: dict[str, Arm] = {"gate": lambda x: layer.site.module(x)[2]}
+    if layer.passes_through or tensors.geometry is None:
+        return arms
+    count = layer.candidates if layer.mode == "prefilter" else layer.rule.top_k
+    router = Router(
+        tensors.geometry, layer.rule, tensors.bvh, choice_bias=tensors.choice_bias, threads=threads
+    )
+    arms[f"{layer.mode} torch"] = lambda x: layer.route(x)[1]
+    arms[f"candidates {router.backend}"] = lambda x: torch.from_numpy(router.candidates(x.numpy(), count)[0])
+    return arms
+
+
+def _recall(truth: torch.Tensor, found: torch.Tensor) -> float:
+    return float((truth.unsqueeze(2) == found.unsqueeze(1)).any(dim=2).float().mean())

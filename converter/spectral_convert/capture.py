@@ -1,0 +1,67 @@
+"""Capture: runs the model over calibration text and records what every router sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from spectral_convert.captured import LayerCapture, Moments
+from spectral_convert.forward import watch_routers
+from spectral_convert.text import TextSet
+from spectral_runtime.attach.discovery import RouterSite
+
+logger = logging.getLogger(__name__)
+
+
+def capture_routing(
+    model: Any, sites: Sequence[RouterSite], splits: dict[str, TextSet]
+) -> tuple[LayerCapture, ...]:
+    """Moments over the fit split and router inputs of the certify split, for every router.
+
+    Raises:
+        ModelError: when a hidden state is not finite, or a router was bypassed.
+    """
+    moments = [Moments.zero(site.weight.shape[1], site.weight.shape[0]) for site in sites]
+    weights = [_float_gate(site) for site in sites]
+    stored: list[list[torch.Tensor]] = [[] for _ in sites]
+
+    def count(layer: int, hidden: torch.Tensor, route: Any) -> None:
+        _accumulate(moments[layer], hidden.float(), route[1], *weights[layer])
+
+    def store(layer: int, hidden: torch.Tensor, _: Any) -> None:
+        stored[layer].append(hidden.cpu())
+
+    for _ in watch_routers(model, sites, splits["fit"].windows, "capture fit", count):
+        pass
+    for _ in watch_routers(model, sites, splits["certify"].windows, "capture certify", store):
+        pass
+    for site, seen in zip(sites, moments, strict=True):
+        _warn_cold(site, seen)
+    return tuple(LayerCapture(*parts) for parts in zip(sites, moments, map(torch.cat, stored), strict=True))
+
+
+def _float_gate(site: RouterSite) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return site.weight.detach().float(), None if site.bias is None else site.bias.detach().float()
+
+
+def _accumulate(
+    moments: Moments, hidden: torch.Tensor, ids: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> None:
+    logits = torch.nn.functional.linear(hidden, weight, bias).double()
+    moments.tokens += len(hidden)
+    moments.hidden += hidden.double().sum(dim=0).cpu().numpy()
+    moments.logits += logits.sum(dim=0).cpu().numpy()
+    moments.products += (logits.T @ logits).cpu().numpy()
+    moments.chosen += torch.bincount(ids.reshape(-1), minlength=len(moments.chosen)).cpu().numpy()
+
+
+def _warn_cold(site: RouterSite, moments: Moments) -> None:
+    cold = np.flatnonzero(moments.chosen == 0)
+    if len(cold):
+        logger.warning(
+            "%s: %d experts were never chosen in the fit split: %s", site.path, len(cold), cold[:8].tolist()
+        )

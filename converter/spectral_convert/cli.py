@@ -1,0 +1,245 @@
+"""The command line: `spectral VERB` and `spectral-convert`; every body calls one public function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import click
+
+import spectral_runtime
+from spectral_convert.recipe import Recipe
+from spectral_runtime.errors import InternalError, UserError
+
+MODES = click.Choice(["exact", "prefilter", "geometric", "dense"])
+Command = Callable[..., Any]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(spectral_runtime.__version__, prog_name="spectral")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
+def spectral(verbose: bool) -> None:
+    """Turn Mixture-of-Experts checkpoints into measured geometric routers, and run them.
+
+    \b
+    convert   checkpoint -> bundle          inspect   what a bundle holds
+    evaluate  converted against untouched   generate  text, both ways
+    bench     routing time, gate against geometry
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+
+
+def recipe_options(command: Command) -> Command:
+    """One flag per field of `Recipe`; a flag not given leaves the recipe's value."""
+    hints = get_type_hints(Recipe)
+    for field in reversed(dataclasses.fields(Recipe)):
+        if field.name != "model":
+            flag = "--" + field.name.replace("_", "-")
+            text = field.metadata["help"]
+            shown = "" if field.default in (None, False) else f"  [default: {field.default}]"
+            kind = _click_type(hints[field.name])
+            option = {"is_flag": True, "default": None} if kind is bool else {"type": kind, "default": None}
+            command = click.option(flag, help=text[0].upper() + text[1:] + "." + shown, **option)(command)  # type: ignore[arg-type]
+    return command
+
+
+def _click_type(hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return click.Choice(list(get_args(hint)))
+    if get_origin(hint) is types.UnionType:
+        return next(arg for arg in get_args(hint) if arg is not type(None))
+    return hint
+
+
+def json_option(command: Command) -> Command:
+    """`--json`: one JSON object on standard output, nothing else."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")(
+        command
+    )
+
+
+def model_options(command: Command) -> Command:
+    """The options of every verb that loads a base model and a bundle."""
+    options = (
+        click.option("--base", help="Where the base model lies now, when not where the bundle says."),
+        click.option("--mode", type=MODES, help="One mode for all layers."),
+        click.option("--candidates", type=int, help="C of prefilter, for all layers."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@spectral.command("convert")
+@click.argument("model", default="")
+@click.option("--out", required=True, help="Folder of the bundle.")
+@click.option("--recipe", type=click.Path(), help="YAML recipe; flags go over it.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace the bundle that is there, once the new one is complete."
+)
+@recipe_options
+@json_option
+def convert_command(as_json: bool, **settings: Any) -> None:
+    """Convert MODEL, a Hub id or a folder, into a bundle."""
+    from spectral_convert.convert import convert_checkpoint
+    from spectral_convert.inspect import describe
+
+    conversion = convert_checkpoint(settings.pop("model"), **settings)
+    record = conversion.evaluation.as_json()
+    facts = describe(conversion.bundle)
+    show({**facts, "evaluation": record}, as_json, lambda out: _print_conversion(out, facts, record))
+
+
+def _print_conversion(out: Any, facts: dict[str, Any], record: dict[str, Any]) -> None:
+    from spectral_convert.terminal import bundle_table, perplexity_line
+
+    out.print(bundle_table(facts))
+    out.print(f"evaluate split: {perplexity_line(record)}")
+    out.print(f"bundle written to {facts['path']}")
+
+
+@spectral.command("inspect")
+@click.argument("bundle")
+@json_option
+def inspect_command(bundle: str, as_json: bool) -> None:
+    """Show what BUNDLE holds, per layer."""
+    from spectral_convert.inspect import inspect_bundle
+    from spectral_convert.terminal import bundle_table
+
+    facts = inspect_bundle(bundle)
+    show(facts, as_json, lambda out: out.print(bundle_table(facts)))
+
+
+@spectral.command("generate")
+@click.argument("bundle")
+@click.option("--prompt", required=True, help="Text to continue.")
+@model_options
+@click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Length of the continuation.")
+@click.option("--dtype", default="float32", show_default=True, help="torch dtype.")
+@click.option("--device", default="cpu", show_default=True, help="torch device.")
+@json_option
+def generate_command(bundle: str, as_json: bool, **settings: Any) -> None:
+    """Continue a prompt with and without the geometric routers of BUNDLE."""
+    from spectral_convert.generate import generate_text
+
+    result = generate_text(bundle, **settings)
+    lines = (f"untouched: {result.prompt}{result.base}", f"converted: {result.prompt}{result.converted}")
+    same = f"first {result.same_tokens} greedy tokens agree"
+    show(
+        dataclasses.asdict(result), as_json, lambda out: [out.print(x, markup=False) for x in (*lines, same)]
+    )
+
+
+@spectral.command("evaluate")
+@click.argument("bundle")
+@click.option(
+    "--text", required=True, help="UTF-8 file or folder of .txt; documents separated by a form feed."
+)
+@model_options
+@click.option("--max-tokens", type=int, help="Stop after this many tokens.")
+@click.option("--sequence-length", type=int, default=1024, show_default=True, help="Tokens per window.")
+@click.option("--dtype", default="float32", show_default=True, help="torch dtype.")
+@click.option("--device", default="cpu", show_default=True, help="torch device.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
+@json_option
+def evaluate_command(bundle: str, as_json: bool, **settings: Any) -> None:
+    """Compare BUNDLE with the untouched model on a text: perplexity, recall, kept weight."""
+    from spectral_convert.evaluate import evaluate_bundle
+    from spectral_convert.terminal import evaluation_table, perplexity_line
+
+    record = evaluate_bundle(bundle, **settings)
+    show(
+        record,
+        as_json,
+        lambda out: [out.print(x) for x in (evaluation_table(record), perplexity_line(record))],
+    )
+
+
+@spectral.command("bench")
+@click.argument("bundle")
+@click.option("--text", required=True, help="Text whose hidden states are routed.")
+@model_options
+@click.option(
+    "--batches", type=int, multiple=True, default=(1, 32, 1024), show_default=True, help="Tokens per call."
+)
+@click.option("--repeats", type=click.IntRange(1), default=50, show_default=True, help="Timed calls.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of both sides."
+)
+@json_option
+def bench_command(bundle: str, as_json: bool, **settings: Any) -> None:
+    """Time the routing of BUNDLE's layers against their gates, hidden state to experts."""
+    from spectral_convert.bench import bench_bundle
+    from spectral_convert.terminal import bench_table
+
+    record = bench_bundle(bundle, **settings)
+    show(record, as_json, lambda out: out.print(bench_table(record)))
+
+
+def show(record: dict[str, Any], as_json: bool, render: Callable[[Any], Any]) -> None:
+    """Prints a record as JSON, or as `render` draws it on the console."""
+    from spectral_convert.terminal import console
+
+    if as_json:
+        click.echo(json.dumps(record, indent=1, allow_nan=False))
+    else:
+        render(console())
+
+
+def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
+    """Runs a command; a user's error is one line and status 2, an interruption 130 or 143."""
+    signal.signal(signal.SIGTERM, _terminate)
+    _quiet_libraries()
+    try:
+        command.main(args=arguments, prog_name=command.name, standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except UserError as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing half-written was left", 130)
+    except InternalError as error:
+        _fail(f"internal error, please report it: {error}", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo("spectral: " + " ".join(message.split()), err=True)
+    sys.exit(status)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    click.echo("spectral: terminated; nothing half-written was left", err=True)
+    sys.exit(143)
+
+
+def _quiet_libraries() -> None:
+    """transformers' own bars and notices would interleave with ours."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def main() -> NoReturn:
+    """Entry point of `spectral`."""
+    run(spectral)
+
+
+def main_convert() -> NoReturn:
+    """Entry point of `spectral-convert`."""
+    command = spectral.commands["convert"]
+    command.name = "spectral-convert"
+    run(command)

@@ -1,0 +1,187 @@
+"""Evaluate: the converted model against the untouched one, same tokens, same process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spectral_convert.forward import Batch, run_batches, token_losses, watch_routers
+from spectral_convert.paired import PairedPerplexity, compare
+from spectral_convert.text import TextSet, whole_text
+from spectral_runtime.attach.attachment import attach, plan_layers
+from spectral_runtime.attach.layer import AttachedLayer
+from spectral_runtime.attach.load import load_base
+from spectral_runtime.bundle import Bundle, load_bundle
+from spectral_runtime.bundle.manifest import Mode, Split
+
+
+@dataclass(frozen=True, slots=True)
+class LayerQuality:
+    """How one layer's routing compares with its gate, on the untouched model's hidden states."""
+
+    path: str
+    mode: str
+    mean_candidates: float
+    """Experts per token whose exact logit is used: C, or E where the gate itself runs, or 0."""
+    recall: float
+    """Share of the gate's K experts that are chosen too."""
+    kept_mass: float
+    """Share of the gate's expert weight that those carry."""
+    certified: float
+    """Share of tokens whose residual bound proves the choice from the geometry alone."""
+    lost: tuple[int, ...]
+    """[E], how often each expert was the gate's choice but not ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation: protocol, perplexities, routing quality."""
+
+    text: Split
+    sequence_length: int
+    perplexity: PairedPerplexity
+    layers: tuple[LayerQuality, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The evidence record; keys are part of the command line's contract."""
+        layers = [dataclasses.asdict(layer) for layer in self.layers]
+        means = {
+            key: _mean([layer[key] for layer in layers]) for key in ("recall", "kept_mass", "mean_candidates")
+        }
+        pair = dataclasses.asdict(self.perplexity)
+        keys = ("tokens", "ppl_base", "ppl", "delta_pct", "ci95", "blocks")
+        protocol = {"text": dataclasses.asdict(self.text), "sequence_length": self.sequence_length}
+        certified = _mean([layer["certified"] for layer in layers])
+        return {
+            **{key: pair[key] for key in keys},
+            **means,
+            "certified": certified,
+            "layers": layers,
+            **protocol,
+        }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+class _Tally:
+    """Running sums of one layer."""
+
+    def __init__(self, layer: AttachedLayer) -> None:
+        self.layer = layer
+        self.tokens, self.hits, self.certified, self.kept = 0, 0, 0, 0.0
+        self.lost = np.zeros(layer.rule.experts, np.int64)
+
+    def add(self, hidden: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> None:
+        """Counts tokens whose gate chose `ids` [T, K] with `weights` [T, K]."""
+        chosen = ids if self.layer.passes_through else self.layer.route(hidden)[1]
+        found = (ids.unsqueeze(2) == chosen.unsqueeze(1)).any(dim=2)
+        shares = weights.double() / weights.double().sum(dim=1, keepdim=True).clamp(min=1e-30)
+        self.tokens += len(ids)
+        self.hits += int(found.sum())
+        self.kept += float((shares * found).sum())
+        self.certified += int(self.layer.certified(hidden).sum())
+        self.lost += torch.bincount(ids[~found], minlength=len(self.lost)).cpu().numpy()
+
+    def result(self) -> LayerQuality:
+        layer, rule = self.layer, self.layer.rule
+        exact = {"geometric": 0, "prefilter": layer.candidates}
+        return LayerQuality(
+            path=layer.site.path,
+            mode=layer.mode,
+            mean_candidates=float(exact.get(layer.mode, rule.experts)),
+            recall=self.hits / (self.tokens * rule.top_k),
+            kept_mass=self.kept / self.tokens,
+            certified=self.certified / self.tokens,
+            lost=tuple(self.lost.tolist()),
+        )
+
+
+def evaluate_model(
+    model: Any,
+    bundle: Bundle,
+    text: TextSet,
+    *,
+    mode: Mode | None = None,
+    candidates: int | None = None,
+    sequence_length: int,
+    seed: int = 0,
+) -> Evaluation:
+    """Paired perplexity and routing quality of a bundle on a text; the model must have no routers attached.
+
+    Args:
+        model: the untouched base model.
+        bundle: made for it.
+        text: windows; each token but a window's first is scored once.
+        mode: overrides the layers' modes.
+        candidates: overrides C.
+        sequence_length: recorded with the result.
+        seed: of the bootstrap.
+    """
+    layers = plan_layers(model, bundle, mode, candidates)
+    tallies = [_Tally(layer) for layer in layers]
+
+    def record(layer: int, hidden: torch.Tensor, route: Any) -> None:
+        tallies[layer].add(hidden, *route)
+
+    watched = watch_routers(model, [layer.site for layer in layers], text.windows, "evaluate base", record)
+    base = _losses(text, watched)
+    with attach(model, bundle, mode, candidates=candidates):
+        converted = _losses(text, run_batches(model, text.windows, "evaluate converted"))
+    pair = compare(text.windows, base, converted, seed=seed)
+    return Evaluation(text.split, sequence_length, pair, tuple(tally.result() for tally in tallies))
+
+
+def _losses(text: TextSet, runs: Any) -> list[NDArray[np.float64]]:
+    losses: list[NDArray[np.float64]] = [np.zeros(0)] * len(text.windows)
+    batch: Batch
+    for batch, logits in runs:
+        for number, loss in zip(batch.numbers, token_losses(batch, logits), strict=True):
+            losses[number] = loss
+    return losses
+
+
+def evaluate_bundle(
+    bundle: str | Path,
+    *,
+    text: str | Path,
+    base: str | None = None,
+    mode: Mode | None = None,
+    candidates: int | None = None,
+    max_tokens: int | None = None,
+    sequence_length: int = 1024,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`evaluate_model` from names: loads bundle, base model and text, and returns the evidence record.
+
+    Args:
+        bundle: folder or hub id.
+        text: UTF-8 file or folder of `.txt`; documents separated by a form feed.
+        base: where the base model lies now; None: where the bundle says.
+        mode: overrides the layers' modes.
+        candidates: overrides C.
+        max_tokens: stop after this many tokens of text.
+        sequence_length: tokens per window.
+        dtype: torch dtype of both models.
+        device: torch device.
+        seed: of the bootstrap.
+    """
+    loaded = load_bundle(bundle)
+    named = loaded.manifest.base_model
+    revision = None if base else named.revision
+    model, tokenizer = load_base(base or named.id, revision=revision, dtype=dtype, device=device)
+    content = whole_text(tokenizer, text, sequence_length, max_tokens)
+    evaluation = evaluate_model(
+        model, loaded, content, mode=mode, candidates=candidates, sequence_length=sequence_length, seed=seed
+    )
+    return {**evaluation.as_json(), "mode": mode, "candidates": candidates, "dtype": dtype, "device": device}

@@ -1,0 +1,98 @@
+"""The recipe: every setting of a conversion, once; flags, keywords and YAML keys are all made from these fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from spectral_runtime.errors import ConfigError
+from spectral_runtime.strict import parse
+
+
+def setting(default: Any, text: str) -> Any:
+    """A recipe field with its one-line explanation, which becomes the flag's help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All settings of one conversion."""
+
+    model: str = setting("", "hub id or folder of the checkpoint")
+    revision: str | None = setting(None, "commit or branch of the checkpoint on the Hub")
+    calibration: str | None = setting(None, "text file or folder; documents separated by a form feed")
+    tokens: int = setting(250_000, "calibration tokens in all, for the three splits together")
+    sequence_length: int = setting(1024, "tokens per forward window")
+    levels: int = setting(4, "nested 3-D levels L")
+    colour: int = setting(0, "spectral dimensions S beyond the points")
+    mode: Literal["auto", "exact", "prefilter", "geometric", "dense"] = setting(
+        "auto", "what the converted routers do; auto decides per layer from the certificate"
+    )
+    candidates: int | None = setting(None, "C of prefilter for all layers; default: the certified number")
+    alpha: float = setting(0.01, "largest expected share of expert weight the candidates may miss")
+    seed: int = setting(0, "seed of the document split")
+    device: str = setting("cpu", "torch device that runs the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "dtype of the model while converting; auto is float32 on CPU, else the checkpoint's"
+    )
+    gate_rows: bool = setting(
+        False, "store the gate's rows too, so that prefilter and exact run without the model"
+    )
+
+    def __post_init__(self) -> None:
+        _at_least("levels", self.levels, 1)
+        _at_least("colour", self.colour, 0)
+        _at_least("tokens", self.tokens, 1)
+        _at_least("sequence_length", self.sequence_length, 2)
+        if self.candidates is not None:
+            _at_least("candidates", self.candidates, 1)
+        if not 0.0 < self.alpha < 1.0:
+            raise ConfigError("recipe.alpha", expected="a share between 0 and 1", found=str(self.alpha))
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"recipe.{name}", expected=f"at least {least}", found=str(value))
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads a YAML recipe; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: unreadable file, unknown or mistyped key, with the dotted path and the legal keys.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(str(path), expected="a YAML recipe", found=reason) from error
+    recipe = parse(Recipe, data if data is not None else {}, where=path.name)
+    return dataclasses.replace(recipe, **_beside(path.parent, recipe))
+
+
+def _beside(folder: Path, recipe: Recipe) -> dict[str, str]:
+    paths = {"model": recipe.model, "calibration": recipe.calibration}
+    return {key: str(folder / value) for key, value in paths.items() if value and (folder / value).exists()}
+
+
+def resolve(recipe: Recipe | str | Path | None, settings: dict[str, Any]) -> Recipe:
+    """The recipe with keywords laid over it; settings that are None are not given.
+
+    Raises:
+        ConfigError: for unknown settings or values out of range.
+    """
+    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
+    given = {key: value for key, value in settings.items() if value is not None}
+    merged = parse(Recipe, {**dataclasses.asdict(base), **given}, where="recipe")
+    for key in ("model", "calibration"):
+        if not getattr(merged, key):
+            remedy = "name it on the command line or in the recipe"
+            if key == "calibration":
+                remedy = "a certificate speaks only for text like its own, so say which: --calibration PATH"
+            raise ConfigError(f"recipe.{key}", expected="a value", found="nothing", remedy=remedy)
+    return merged

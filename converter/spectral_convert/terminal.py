@@ -1,0 +1,101 @@
+"""What the command line shows: tables fit for 80 columns, plain when not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A compact table; the first column is text, the others numbers."""
+    result = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        result.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def short_path(path: str) -> str:
+    """`model.layers.3.mlp.gate` as `3 mlp.gate`: what tells routers apart, in few columns."""
+    parts = path.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return path if number is None else f"{parts[number]} {'.'.join(parts[number + 1 :])}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}%"
+
+
+def bundle_table(facts: dict[str, Any]) -> Table:
+    """The per-layer table of `inspect` and `convert`."""
+    columns = ("layer", "mode", "L", "S", "C", "cert C", "E", "K", "var", "recall", "kept", "kB")
+    rows = [
+        (
+            short_path(layer["path"]),
+            layer["mode"],
+            str(layer["levels"]),
+            str(layer["colour"]),
+            str(layer["candidates"] or "-"),
+            str(layer["certified_candidates"] or "-"),
+            str(layer["experts"]),
+            str(layer["top_k"]),
+            _share(layer["explained"][-1] if layer["explained"] else None),
+            _share(layer["recall"]),
+            _share(layer["kept_mass"]),
+            f"{layer['bytes'] / 1000:.0f}",
+        )
+        for layer in facts["layers"]
+    ]
+    return table(f"{facts['base_model']}: {facts['bytes'] / 1e6:.2f} MB", columns, rows)
+
+
+def evaluation_table(record: dict[str, Any]) -> Table:
+    """The per-layer table of `evaluate`."""
+    columns = ("layer", "mode", "candidates", "recall", "kept", "certified", "most lost expert")
+    rows = []
+    for layer in record["layers"]:
+        lost = max(range(len(layer["lost"])), key=layer["lost"].__getitem__)
+        worst = f"{lost} ({layer['lost'][lost]}x)" if layer["lost"][lost] else "-"
+        shares = (_share(layer["recall"]), _share(layer["kept_mass"]), _share(layer["certified"]))
+        rows.append(
+            (short_path(layer["path"]), layer["mode"], f"{layer['mean_candidates']:.1f}", *shares, worst)
+        )
+    return table("routing on the untouched model's hidden states", columns, rows)
+
+
+def perplexity_line(record: dict[str, Any]) -> str:
+    """The headline of an evaluation."""
+    low, high = record["ci95"]
+    return (
+        f"perplexity {record['ppl_base']:.4f} untouched, {record['ppl']:.4f} converted: "
+        f"{record['delta_pct']:+.3f} % (95 % interval {low:+.3f} to {high:+.3f} %), {record['tokens']} tokens"
+    )
+
+
+def bench_table(record: dict[str, Any]) -> Table:
+    """The timings of `bench`."""
+    rows = [
+        (
+            short_path(r["path"]),
+            r["arm"],
+            str(r["batch"]),
+            f"{r['median_us']:.1f}",
+            f"{r['p90_us']:.1f}",
+            _share(r["recall"]),
+        )
+        for r in record["rows"]
+    ]
+    return table(
+        "hidden state to experts, microseconds a call",
+        ("layer", "arm", "batch", "median", "p90", "recall"),
+        rows,
+    )
+
+
+def console() -> Console:
+    """Standard output; rich drops colour when it is not a terminal or NO_COLOR is set."""
+    return Console(highlight=False, soft_wrap=True)

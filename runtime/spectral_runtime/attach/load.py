@@ -1,0 +1,76 @@
+"""`load_model`: from a bundle to a ready transformers model and tokenizer, routers attached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spectral_runtime.attach.attachment import attach
+from spectral_runtime.bundle import Bundle, load_bundle
+from spectral_runtime.bundle.manifest import Mode
+from spectral_runtime.errors import ModelError
+
+
+def load_base(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: Any = "auto",
+    device: str = "cpu",
+    **options: Any,
+) -> tuple[Any, Any]:
+    """The untouched base model in evaluation mode, and its tokenizer.
+
+    Args:
+        source: hub id or folder.
+        revision: commit or branch on the Hub.
+        dtype: torch dtype or its name; "auto" is the checkpoint's own.
+        device: where the model goes.
+        **options: passed to transformers' `from_pretrained` of both.
+
+    Raises:
+        ModelError: when the checkpoint is absent, incomplete or of an unknown architecture.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, **options)
+        model = AutoModelForCausalLM.from_pretrained(str(source), revision=revision, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "give a Hub id or a folder with config.json, the tokenizer and every safetensors shard"
+        raise ModelError(
+            str(source), expected="a complete transformers checkpoint", found=reason, remedy=remedy
+        ) from error
+    return model.to(device).eval(), tokenizer
+
+
+def load_model(
+    bundle: Bundle | str | Path,
+    *,
+    base: str | Path | None = None,
+    mode: Mode | None = None,
+    candidates: int | None = None,
+    dtype: Any = "auto",
+    device: str = "cpu",
+    **options: Any,
+) -> tuple[Any, Any]:
+    """The base model with the bundle's routers attached, and its tokenizer.
+
+    The attachment is `model.spectral_attachment`; its `detach()` gives the original model back.
+
+    Args:
+        bundle: a loaded bundle, its folder, or its hub id.
+        base: where the base model lies now, when not at the place the bundle names.
+        mode: one mode for all layers; None takes each layer's own.
+        candidates: overrides C of `prefilter`.
+        dtype: torch dtype or its name; "auto" is the checkpoint's own.
+        device: where the model goes.
+        **options: passed to transformers' `from_pretrained`.
+    """
+    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    named = loaded.manifest.base_model
+    revision = None if base is not None else named.revision
+    model, tokenizer = load_base(base or named.id, revision=revision, dtype=dtype, device=device, **options)
+    model.spectral_attachment = attach(model, loaded, mode, candidates=candidates)
+    return model, tokenizer

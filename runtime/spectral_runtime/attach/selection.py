@@ -1,0 +1,88 @@
+"""The gate rule executed in torch, bit for bit as the families' own code does it (twin of `gate.select_experts`)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from spectral_runtime.gate import GateRule
+
+
+def gate_logits(
+    rule: GateRule, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The gate's logits [T, E] for hidden [T, D], in the dtype the family multiplies in."""
+    if rule.linear == "float32":
+        weight, hidden = weight.float(), hidden.float()
+        bias = None if bias is None else bias.float()
+    return functional.linear(hidden, weight, bias)
+
+
+def expert_scores(rule: GateRule, logits: torch.Tensor) -> torch.Tensor:
+    """The family's score of every expert [T, E], before any bias; softmax in float32."""
+    if rule.score == "softmax":
+        return functional.softmax(logits, dtype=torch.float32, dim=-1)
+    if rule.score == "sigmoid":
+        return logits.sigmoid()
+    if rule.score == "sqrtsoftplus":
+        return functional.softplus(logits).sqrt()
+    return logits
+
+
+def limit_groups(rule: GateRule, choice: torch.Tensor) -> torch.Tensor:
+    """Choice scores [T, E] with every group but the best `groups_kept` filled."""
+    if rule.groups == 1:
+        return choice
+    grouped = choice.view(choice.shape[0], rule.groups, -1)
+    totals = grouped.topk(2, dim=-1)[0].sum(dim=-1) if rule.group_score == "top2" else grouped.amax(dim=-1)
+    kept = torch.topk(totals, k=rule.groups_kept, dim=-1, sorted=False)[1]
+    outside = torch.ones_like(totals, dtype=torch.bool).scatter_(1, kept, False)
+    fill = float("-inf") if rule.group_fill == "-inf" else 0.0
+    return grouped.masked_fill(outside.unsqueeze(-1), fill).view_as(choice)
+
+
+def choice_scores(rule: GateRule, scores: torch.Tensor, choice_bias: torch.Tensor | None) -> torch.Tensor:
+    """What experts are chosen by, [T, E]: the scores, plus the family's choice bias."""
+    return scores if choice_bias is None else scores + choice_bias
+
+
+def select_experts(
+    rule: GateRule,
+    logits: torch.Tensor,
+    choice_bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chooses and weighs K experts per token.
+
+    Args:
+        rule: the family's rule.
+        logits: [T, E]; approximate ones outside `mask` complete a softmax denominator.
+        choice_bias: [E], for rules that have one.
+        mask: bool [T, E], the candidates; None means all.
+
+    Returns:
+        ids int64 [T, K] and weights [T, K] in the dtype of the scores.
+    """
+    scores = expert_scores(rule, logits)
+    choice = choice_scores(rule, scores, choice_bias)
+    if mask is not None:
+        choice = choice.masked_fill(~mask, float("-inf"))
+    ids = torch.topk(limit_groups(rule, choice), rule.top_k, dim=-1)[1]
+    return ids, expert_weights(rule, scores, logits, ids)
+
+
+def expert_weights(
+    rule: GateRule, scores: torch.Tensor, logits: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
+    """Weights [T, K] of the chosen experts, from their scores or logits [T, E]."""
+    chosen = (scores if rule.weight == "score" else logits).gather(1, ids)
+    if rule.weight == "softmax":
+        chosen = functional.softmax(chosen, dim=-1, dtype=torch.float32)
+    elif rule.weight == "sigmoid":
+        chosen = chosen.sigmoid()
+    if rule.normalise:
+        total = chosen.sum(dim=-1, keepdim=True)
+        if rule.normalise_min:
+            total = total.clamp(min=rule.normalise_min)
+        chosen = chosen / (total + rule.normalise_eps)
+    return chosen * rule.scale if rule.scale != 1.0 else chosen
