@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import signal
 import sys
 import types
-from collections.abc import Callable
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import click
 
 import spectral_runtime
+from spectral_convert.options import Command, json_option, model_options, show
 from spectral_convert.recipe import Recipe
 from spectral_runtime.errors import InternalError, UserError
-
-MODES = click.Choice(["exact", "prefilter", "geometric", "dense"])
-Command = Callable[..., Any]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,25 +53,6 @@ def _click_type(hint: Any) -> Any:
     if get_origin(hint) is types.UnionType:
         return next(arg for arg in get_args(hint) if arg is not type(None))
     return hint
-
-
-def json_option(command: Command) -> Command:
-    """`--json`: one JSON object on standard output, nothing else."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")(
-        command
-    )
-
-
-def model_options(command: Command) -> Command:
-    """The options of every verb that loads a base model and a bundle."""
-    options = (
-        click.option("--base", help="Where the base model lies now, when not where the bundle says."),
-        click.option("--mode", type=MODES, help="One mode for all layers."),
-        click.option("--candidates", type=int, help="C of prefilter, for all layers."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @spectral.command("convert")
@@ -184,16 +161,6 @@ def bench_command(bundle: str, as_json: bool, **settings: Any) -> None:
     show(record, as_json, lambda out: out.print(bench_table(record)))
 
 
-def show(record: dict[str, Any], as_json: bool, render: Callable[[Any], Any]) -> None:
-    """Prints a record as JSON, or as `render` draws it on the console."""
-    from spectral_convert.terminal import console
-
-    if as_json:
-        click.echo(json.dumps(record, indent=1, allow_nan=False))
-    else:
-        render(console())
-
-
 def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; a user's error is one line and status 2, an interruption 130 or 143."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -224,7 +191,7 @@ def _terminate(*_: Any) -> NoReturn:
 
 
 def _quiet_libraries() -> None:
-    """transformers' own bars and notices would interleave with ours."""
+    """Transformers' own bars and notices would interleave with ours."""
     import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,48 @@
+"""What the verbs of the command line share: options, and how a record is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+MODES = click.Choice(["exact", "prefilter", "geometric", "dense"])
+Command = Callable[..., Any]
+
+
+def json_option(command: Command) -> Command:
+    """`--json`: one JSON object on standard output, nothing else."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")(
+        command
+    )
+
+
+def model_options(command: Command) -> Command:
+    """The options of every verb that loads a base model and a bundle."""
+    options = (
+        click.option("--base", help="Where the base model lies now, when not where the bundle says."),
+        click.option("--mode", type=MODES, help="One mode for all layers."),
+        click.option("--candidates", type=int, help="C of prefilter, for all layers."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def torch_options(command: Command) -> Command:
+    """The dtype and device of every verb that runs a model."""
+    dtype = click.option("--dtype", default="float32", show_default=True, help="torch dtype.")
+    device = click.option("--device", default="cpu", show_default=True, help="torch device.")
+    return dtype(device(command))
+
+
+def show(record: dict[str, Any], as_json: bool, render: Callable[[Any], Any]) -> None:
+    """Prints a record as JSON, or as `render` draws it on the console."""
+    from spectral_convert.terminal import console
+
+    if as_json:
+        click.echo(json.dumps(record, indent=1, allow_nan=False))
+    else:
+        render(console())
