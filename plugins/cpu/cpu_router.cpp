@@ -218,7 +218,8 @@ void CpuRouter::scan(Call &call, const float *points, std::size_t tokens, Candid
 
 bool CpuRouter::search(Call &call, const float *point, Candidates out) const {
     Scratch &scratch = Scratch::mine();
-    const TreeView tree = tree_->view();
+    TreeView tree = tree_->view();
+    tree.budget = call.stubborn ? tree.leaves.blocks : tree.budget;
     Scratch::grow(scratch.queue, tree_->nodes() * lanes + 1);
     Scratch::grow(scratch.floats, rank_ + tree.levels);
     Scratch::grow(scratch.edges, rank_);
