@@ -102,6 +102,11 @@ def negative_offset(draft: Draft) -> None:
     draft.header[BETA]["data_offsets"] = [-32, 0]
 
 
+@refused(r"layers\.0\.beta\.data_offsets: expected begin and end, found 1 numbers")
+def offset_without_an_end(draft: Draft) -> None:
+    draft.header[BETA]["data_offsets"] = [0]
+
+
 @refused(r"layers\.0\.beta\.shape: expected a short list")
 def too_many_dimensions(draft: Draft) -> None:
     draft.header[BETA]["shape"] = [8, *[1] * 8]

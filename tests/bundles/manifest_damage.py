@@ -84,6 +84,16 @@ def control_characters(draft: Draft) -> None:
     draft.layer["path"] = "model\x1b[2J"
 
 
+@refused(r"base_model\.id: expected printable text, found 'a\\nb'")
+def control_characters_in_the_base_model(draft: Draft) -> None:
+    draft.manifest["base_model"]["id"] = "a\nb"
+
+
+@refused(r"tools\.spectral: expected printable text, found ''")
+def empty_tool_version(draft: Draft) -> None:
+    draft.manifest["tools"]["spectral"] = ""
+
+
 @refused("expected UTF-8 JSON, found 'utf-8' codec can't encode")
 def unpaired_surrogate(draft: Draft) -> None:
     draft.layer["path"] = "model\ud800"
@@ -129,6 +139,46 @@ def tensors_not_listed(draft: Draft) -> None:
 @refused(r"layers\[0\]\.router_sha256: expected 64 lower-case hex digits, found 'md5:0'")
 def not_a_digest(draft: Draft) -> None:
     draft.layer["router_sha256"] = "md5:0"
+
+
+@refused(r"splits\.fit\.sha256: expected 64 lower-case hex digits, found 'FF")
+def digest_in_upper_case(draft: Draft) -> None:
+    draft.manifest["splits"]["fit"]["sha256"] = "F" * 64
+
+
+@refused(r"splits\.fit\.documents: expected at least 0, found -1")
+def negative_documents(draft: Draft) -> None:
+    draft.manifest["splits"]["fit"]["documents"] = -1
+
+
+@refused(r"splits\.fit\.tokens: expected at least 0, found -1")
+def negative_tokens(draft: Draft) -> None:
+    draft.manifest["splits"]["fit"]["tokens"] = -1
+
+
+@refused(r"layers\[0\]\.hidden: expected 1 to 1048576, found 0")
+def no_hidden_size(draft: Draft) -> None:
+    draft.layer["hidden"] = 0
+
+
+@refused(r"layers\[0\]\.rule\.experts: expected 1 to 16777216, found 16777217")
+def too_many_experts(draft: Draft) -> None:
+    draft.layer["rule"]["experts"] = 2**24 + 1
+
+
+@refused(r"layers\[0\]\.explained: expected at most 65 shares, found 66")
+def too_many_shares(draft: Draft) -> None:
+    draft.layer["explained"] = [0.5] * 66
+
+
+@refused(r"layers\[0\]\.colour: expected 0 to 1048576, found -1")
+def negative_colour(draft: Draft) -> None:
+    draft.layer["colour"] = -1
+
+
+@refused(r"layers\[0\]\.centred: expected false in the mode dense, found true")
+def centred_dense(draft: Draft) -> None:
+    draft.layer.update({"mode": "dense", "levels": 0, "colour": 0, "nodes": 0, "centred": True})
 
 
 @refused(r"routers_sha256: expected [0-9a-f]{64} \(from the layers\), found 0{64}")
@@ -209,6 +259,26 @@ def certificate_above_alpha(draft: Draft) -> None:
 @refused("certificate.candidates: expected 2 to 8, found 9")
 def certificate_beyond_experts(draft: Draft) -> None:
     draft.layer["certificate"] = _certificate(candidates=9)
+
+
+@refused("certificate.alpha: expected more than 0 and less than 1, found 1.0")
+def certificate_of_nothing(draft: Draft) -> None:
+    draft.layer["certificate"] = _certificate(alpha=1)
+
+
+@refused("certificate.tokens: expected at least 1, found 0")
+def certificate_without_tokens(draft: Draft) -> None:
+    draft.layer["certificate"] = _certificate(tokens=0)
+
+
+@refused("certificate.documents: expected at least 1, found 0")
+def certificate_without_documents(draft: Draft) -> None:
+    draft.layer["certificate"] = _certificate(documents=0)
+
+
+@refused("certificate.split_sha256: expected 64 lower-case hex digits, found 'x'")
+def certificate_without_a_digest(draft: Draft) -> None:
+    draft.layer["certificate"] = _certificate(split_sha256="x")
 
 
 @refused("certificate.split_sha256: expected a split that was not fitted on")

@@ -27,7 +27,6 @@ def check_manifest(manifest: Manifest, where: str) -> None:
         {"id": base.id, "revision": base.revision, "model_type": base.model_type}, f"{where}.base_model"
     )
     _check_texts({f"tools.{name}": text for name, text in manifest.tools.items()}, where)
-    _check_digest(base.routers_sha256, f"{where}.base_model.routers_sha256")
     check_file_names(manifest.files, f"{where}.files")
     if TENSOR_FILE not in manifest.files:
         raise BundleError(
