@@ -35,6 +35,7 @@ def random_geometry(
         colour=draw(experts, colours),
         beta=draw(experts),
         residual=np.ones(experts, dtype=np.float32),
+        spread=np.zeros(experts, dtype=np.float32),
     )
 
 

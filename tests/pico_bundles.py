@@ -18,7 +18,7 @@ from spectral_runtime.bundle import (
     routers_digest,
 )
 from spectral_runtime.gate import GateRule
-from spectral_runtime.geometry import Bvh, Geometry
+from spectral_runtime.geometry import Bvh, Geometry, widened
 
 SIGMOID_GROUPS: dict[str, Any] = {
     "score": "sigmoid",
@@ -65,6 +65,7 @@ def make_geometry(
         colour=draw(experts, colour),
         beta=draw(experts),
         residual=np.abs(draw(experts)),
+        spread=np.abs(draw(experts)),
         common=draw(hidden) if centred else None,
     )
 
@@ -102,7 +103,8 @@ def bounded_tree(
     points = geometry.centres.transpose(1, 0, 2).reshape(geometry.experts, -1)
     values = np.concatenate([points, geometry.colour], axis=1)
     power = np.square(geometry.centres.astype(np.float64)).sum(axis=-1).T
-    power[:, 0] += geometry.beta
+    beta = widened(geometry).beta
+    power[:, 0] += beta
     bias = np.zeros(geometry.experts, np.float32) if choice_bias is None else choice_bias
 
     def per_node(reduce: Any, array: np.ndarray) -> np.ndarray:
@@ -113,7 +115,7 @@ def bounded_tree(
         lower=per_node(np.min, values),
         upper=per_node(np.max, values),
         power=np.nextafter(per_node(np.max, power), np.float32(np.inf)),
-        beta=per_node(np.max, geometry.beta),
+        beta=per_node(np.max, beta),
         choice_bias=per_node(np.max, bias),
         first=first,
         count=count,

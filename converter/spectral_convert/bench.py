@@ -21,6 +21,7 @@ from spectral_runtime.attach.load import load_base
 from spectral_runtime.bundle import load_bundle
 from spectral_runtime.bundle.contents import LayerTensors
 from spectral_runtime.bundle.manifest import Mode
+from spectral_runtime.geometry import widened
 from spectral_runtime.router import Router
 
 Arm = Callable[[torch.Tensor], Any]
@@ -131,9 +132,8 @@ def _arms(layer: AttachedLayer, tensors: LayerTensors, threads: int) -> dict[str
     if layer.passes_through or tensors.geometry is None:
         return arms
     count = layer.candidates if layer.mode == "prefilter" else layer.rule.top_k
-    router = Router(
-        tensors.geometry, layer.rule, tensors.bvh, choice_bias=tensors.choice_bias, threads=threads
-    )
+    geometry = widened(tensors.geometry) if layer.mode == "prefilter" else tensors.geometry
+    router = Router(geometry, layer.rule, tensors.bvh, choice_bias=tensors.choice_bias, threads=threads)
     arms[f"{layer.mode} torch"] = lambda x: layer.route(x)[1]
     arms[f"candidates {router.backend}"] = lambda x: torch.from_numpy(router.candidates(x.numpy(), count)[0])
     return arms

@@ -23,12 +23,13 @@ CHUNK = 4096
 
 def risk_curve(site: RouterSite, rule: GateRule, geometry: Geometry, hidden: torch.Tensor) -> RiskCurve:
     """Missed weight and lost experts for every C from 0 to E; hidden [T, D] in the model's dtype."""
-    scorer = Scorer.of(geometry, hidden.device)
+    device = site.weight.device
+    scorer = Scorer.of(geometry, device)
     mass = np.zeros(rule.experts)
     count = np.zeros(rule.experts)
     with torch.inference_mode():
         for chunk in hidden.split(CHUNK):
-            ranks, weights = _true_ranks(site, rule, scorer, chunk)
+            ranks, weights = _true_ranks(site, rule, scorer, chunk.to(device))
             mass += np.bincount(ranks.ravel(), weights.ravel(), minlength=rule.experts)
             count += np.bincount(ranks.ravel(), minlength=rule.experts)
     tokens = len(hidden)
@@ -43,12 +44,13 @@ def _true_ranks(
     """Where the gate's own K experts stand in the geometric order, and their shares of the weight; [T, K] both."""
     exact = gate_logits(rule, hidden, site.weight, site.bias)
     ids, weights = select_experts(rule, exact, site.choice_bias)
-    choice = choice_scores(rule, expert_scores(rule, scorer.scores(hidden)), site.choice_bias)
+    choice = choice_scores(rule, expert_scores(rule, scorer.scores(hidden) + scorer.spread), site.choice_bias)
     order = choice.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(rule.experts).expand_as(order))
+    places = torch.arange(rule.experts, device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, places)
     weights = weights.double()
     shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    return ranks.gather(1, ids).numpy(), shares.numpy()
+    return ranks.gather(1, ids).cpu().numpy(), shares.cpu().numpy()
 
 
 def certify_layer(curve: RiskCurve, split: Split, *, alpha: float, top_k: int) -> Certificate:

@@ -12,10 +12,12 @@ from typing import Any
 from spectral_runtime.bundle.manifest import Split
 from spectral_runtime.errors import TextError
 
-SHARES = {"fit": 0.6, "certify": 0.2, "evaluate": 0.2}
+SHARES = {"fit": 0.7, "certify": 0.15, "evaluate": 0.15}
 """Share of the calibration tokens that each split receives."""
 
 
+READ_WINDOWS = 64
+"""Windows are drawn from at most this many times a document's share of its beginning: bounds the tokenising."""
 CHARACTERS_A_TOKEN = 4.0
 """Rough, and on the high side: only decides how long documents are cut."""
 
@@ -73,17 +75,20 @@ def _read(file: Path) -> str:
         raise TextError(str(file), expected="a UTF-8 text file", found=str(error)) from error
 
 
+def pieces_of(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
+    """Consecutive runs of at most `length` tokens; a tail of one token predicts nothing and is dropped."""
+    pieces = (tuple(ids[start : start + length]) for start in range(0, len(ids), length))
+    return [piece for piece in pieces if len(piece) > 1]
+
+
 def windows_of(ids: Sequence[int], document: int, length: int) -> Iterator[Window]:
-    """Non-overlapping windows of at most `length` tokens; a tail of one token predicts nothing and is dropped."""
-    for start in range(0, len(ids), length):
-        piece = tuple(ids[start : start + length])
-        if len(piece) > 1:
-            yield Window(document, piece)
+    """The windows of one whole document."""
+    return (Window(document, piece) for piece in pieces_of(ids, length))
 
 
-def text_set(documents: Sequence[tuple[Document, Sequence[int]]], length: int) -> TextSet:
-    """Windows and digest of tokenised documents."""
-    windows = tuple(w for i, (_, ids) in enumerate(documents) for w in windows_of(ids, i, length))
+def text_set(documents: Sequence[tuple[Document, Sequence[tuple[int, ...]]]]) -> TextSet:
+    """Windows and digest of documents already cut into pieces."""
+    windows = tuple(Window(i, piece) for i, (_, pieces) in enumerate(documents) for piece in pieces)
     digest = hashlib.sha256("".join(sorted(doc.sha256 for doc, _ in documents)).encode()).hexdigest()
     return TextSet(
         windows, Split(documents=len(documents), tokens=sum(len(w.ids) for w in windows), sha256=digest)
@@ -103,15 +108,15 @@ def whole_text(tokenizer: Any, source: str | Path, length: int, max_tokens: int 
     Raises:
         TextError: when no document has two tokens.
     """
-    taken: list[tuple[Document, list[int]]] = []
+    taken: list[tuple[Document, list[tuple[int, ...]]]] = []
     left = max_tokens
     for document in read_documents(source):
         ids = tokenise(tokenizer, document, left)
-        taken.append((document, ids))
+        taken.append((document, pieces_of(ids, length)))
         left = None if left is None else left - len(ids)
         if left is not None and left < 2:
             break
-    result = text_set(taken, length)
+    result = text_set(taken)
     if not result.windows:
         raise TextError(str(source), expected="a document of two tokens or more", found="none")
     return result
@@ -122,36 +127,43 @@ def calibration_splits(
 ) -> dict[str, TextSet]:
     """The fit, certify and evaluate sets: disjoint documents, drawn in seeded order until `tokens` are reached.
 
-    Long documents are cut so that the budget reaches as many documents as it can: breadth is what makes a fit hold
-    on text it has not seen.
+    Of a long document, windows are drawn from all over it, and only so many that the budget reaches as many documents
+    as it can: breadth is what makes a fit hold on text it has not seen.
 
     Raises:
         TextError: when there are fewer documents than splits.
     """
-    documents = list(read_documents(source))
-    random.Random(seed).shuffle(documents)
-    limit = _document_limit(documents, tokens, length)
-    chosen: dict[str, list[tuple[Document, list[int]]]] = {name: [] for name in SHARES}
+    documents, rng = list(read_documents(source)), random.Random(seed)
+    rng.shuffle(documents)
+    limit = _window_limit(documents, tokens, length)
+    chosen: dict[str, list[tuple[Document, list[tuple[int, ...]]]]] = {name: [] for name in SHARES}
     sizes = dict.fromkeys(SHARES, 0)
     for document in documents:
         if sum(sizes.values()) >= tokens:
             break
         hungriest = min(SHARES, key=lambda name: sizes[name] / SHARES[name])
-        ids = tokenise(tokenizer, document, limit)
-        chosen[hungriest].append((document, ids))
-        sizes[hungriest] += len(ids)
-    sets = {name: text_set(taken, length) for name, taken in chosen.items()}
+        pieces = _draw(
+            pieces_of(tokenise(tokenizer, document, READ_WINDOWS * limit * length), length), limit, rng
+        )
+        chosen[hungriest].append((document, pieces))
+        sizes[hungriest] += sum(map(len, pieces))
+    sets = {name: text_set(taken) for name, taken in chosen.items()}
     _refuse_empty(sets, str(source))
     return sets
 
 
-def _document_limit(documents: Sequence[Document], tokens: int, length: int) -> int:
-    """The fewest whole windows a document that let all documents together fill the budget."""
+def _window_limit(documents: Sequence[Document], tokens: int, length: int) -> int:
+    """The fewest windows a document that let all documents together fill the budget."""
     sizes = [len(document.text) / CHARACTERS_A_TOKEN for document in documents]
     windows = 1
     while sum(min(size, windows * length) for size in sizes) < tokens and windows * length < max(sizes):
         windows += 1
-    return windows * length
+    return windows
+
+
+def _draw(pieces: list[tuple[int, ...]], limit: int, rng: random.Random) -> list[tuple[int, ...]]:
+    """At most `limit` of the pieces, in their order."""
+    return [pieces[i] for i in sorted(rng.sample(range(len(pieces)), min(limit, len(pieces))))]
 
 
 def _refuse_empty(sets: dict[str, TextSet], source: str) -> None:

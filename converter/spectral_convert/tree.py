@@ -6,7 +6,7 @@ import numpy as np
 
 from spectral_runtime.attach.discovery import RouterSite
 from spectral_runtime.bvh import build_bvh
-from spectral_runtime.geometry import Bvh, Geometry
+from spectral_runtime.geometry import Bvh, Geometry, widened
 
 
 def choice_bias_of(site: RouterSite) -> np.ndarray | None:
@@ -15,5 +15,5 @@ def choice_bias_of(site: RouterSite) -> np.ndarray | None:
 
 
 def build_tree(site: RouterSite, geometry: Geometry) -> Bvh:
-    """The BVH of a layer; bounds include the gate's choice bias."""
-    return build_bvh(geometry, choice_bias=choice_bias_of(site))
+    """The BVH of a layer's widened spheres; bounds include the gate's choice bias."""
+    return build_bvh(widened(geometry), choice_bias=choice_bias_of(site))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,12 @@ class Geometry:
     """[E], the logit at the mean: what is left when all points are zero."""
     residual: Floats
     """[E], 2-norm of the gate row that the geometry leaves out; bounds |logit - approximation| / |x - mean|."""
+    spread: Floats
+    """[E], standard deviation of logit - approximation on the fit split, at least 0.
+
+    Candidates are ordered by approximation + spread: an expert the geometry knows less well is kept longer. A softmax
+    denominator is completed with approximation + spread^2 / 2, the mean of a log-normal.
+    """
     common: Floats | None = None
     """[D], the mean gate row removed by centring; adds the same number to all logits of a token."""
 
@@ -95,11 +101,17 @@ def directions(geometry: Geometry) -> Floats:
     return np.ascontiguousarray(np.concatenate([2.0 * points, geometry.colour], axis=1), dtype=np.float32)
 
 
+def widened(geometry: Geometry) -> Geometry:
+    """The geometry whose beta has the spread added: what orders candidates, and what spheres and BVH are made of."""
+    return replace(geometry, beta=geometry.beta + geometry.spread)
+
+
 def sphere_radii(geometry: Geometry) -> Floats:
     """Radii float32 [L, E]: `r^2 = |c|^2 (+ beta on level 1) + const`, const making the smallest r^2 zero.
 
-    With these, `r_e^2 - |p - c_e|^2` ranks experts exactly as the linear score does (power diagram).
+    Beta is that of the candidates' order, the spread included. With these, `r_e^2 - |p - c_e|^2` ranks experts
+    exactly as the linear score does (power diagram).
     """
     squared = (geometry.centres.astype(np.float64) ** 2).sum(axis=-1)
-    squared[0] += geometry.beta
+    squared[0] += widened(geometry).beta
     return np.sqrt(squared - squared.min(axis=1, keepdims=True)).astype(np.float32)

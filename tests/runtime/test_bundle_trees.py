@@ -12,13 +12,13 @@ from pico_bundles import make_geometry, make_layer, make_manifest, median_tree
 
 from spectral_runtime.bundle import LayerTensors, write_bundle
 from spectral_runtime.bvh import build_bvh
-from spectral_runtime.geometry import Bvh, Geometry
+from spectral_runtime.geometry import Bvh, Geometry, widened
 from spectral_runtime.reference import build_tree
 
 Builder = Callable[[Geometry, "np.ndarray | None", int], Bvh]
 BUILDERS: dict[str, Builder] = {
-    "build_bvh": lambda geometry, bias, leaf: build_bvh(geometry, bias, leaf_size=leaf, threads=2),
-    "reference": build_tree,
+    "build_bvh": lambda geometry, bias, leaf: build_bvh(widened(geometry), bias, leaf_size=leaf, threads=2),
+    "reference": lambda geometry, bias, leaf: build_tree(widened(geometry), bias, leaf),
     "median": median_tree,
 }
 

@@ -1,4 +1,4 @@
-"""The spheres of a geometry rank experts exactly as its linear score does."""
+"""The spheres of a geometry rank experts exactly as its widened linear score does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pico_bundles import make_geometry
 
-from spectral_runtime.geometry import Geometry, directions, sphere_radii
+from spectral_runtime.geometry import Geometry, directions, sphere_radii, widened
 
 
 def scores_of(geometry: Geometry, hidden: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def test_power_of_one_level_ranks_as_the_score(rng: np.random.Generator, experts
     points = (hidden.astype(np.float64) - geometry.mean) @ geometry.projection.T
     radii = sphere_radii(geometry)[0].astype(np.float64)
     power = radii**2 - np.square(points[:, None] - geometry.centres[0]).sum(axis=-1)
-    difference = power - scores_of(geometry, hidden)
+    difference = power - scores_of(widened(geometry), hidden)
     # The two differ by one number per token, so that they rank alike.
     np.testing.assert_allclose(difference, np.tile(difference[:, :1], experts), atol=1e-4)
 
@@ -37,7 +37,7 @@ def test_powers_of_all_levels_sum_to_the_score(rng: np.random.Generator) -> None
     projected = ((hidden.astype(np.float64) - geometry.mean) @ geometry.projection.T).reshape(50, 4, 3)
     distance = np.square(projected.transpose(1, 0, 2)[:, :, None] - geometry.centres[:, None]).sum(axis=-1)
     power = (sphere_radii(geometry).astype(np.float64)[:, None] ** 2 - distance).sum(axis=0)
-    difference = power - scores_of(geometry, hidden)
+    difference = power - scores_of(widened(geometry), hidden)
     np.testing.assert_allclose(difference, np.tile(difference[:, :1], 32), atol=1e-4)
 
 

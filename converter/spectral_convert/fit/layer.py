@@ -65,6 +65,7 @@ def _geometry(moments: GateMoments, projection: Projection, levels: int) -> Geom
         colour=_float(projection.linear[:, 3 * levels :]),
         beta=_float(moments.weight @ moments.hidden_mean + moments.bias),
         residual=_float(np.linalg.norm(moments.weight - approximate, axis=1)),
+        spread=_float(projection.spread),
         common=None if projection.common is None else _float(projection.common),
     )
 

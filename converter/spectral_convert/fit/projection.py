@@ -36,6 +36,8 @@ class Projection:
     """[D], the mean gate row when the gate was centred."""
     variance: Doubles
     """[E], eigenvalues of the logit covariance, descending."""
+    spread: Doubles
+    """[E], standard deviation of what the projection leaves out of each logit."""
 
 
 def project_gate(moments: GateMoments, rank: int, *, centre: bool) -> Projection:
@@ -58,8 +60,9 @@ def project_gate(moments: GateMoments, rank: int, *, centre: bool) -> Projection
     kept = min(rank, len(values))
     linear = np.zeros((len(values), rank))
     linear[:, :kept] = vectors[:, :kept]
+    left_out = np.sqrt((vectors[:, kept:] ** 2) @ values[kept:])
     rows, linear = _balance(linear.T @ weight, linear, values[:kept])
-    return Projection(rows, linear, common, values)
+    return Projection(rows, linear, common, values, left_out)
 
 
 def _fixed_signs(vectors: Doubles) -> Doubles:

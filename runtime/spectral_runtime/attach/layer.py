@@ -42,15 +42,18 @@ class AttachedLayer:
         else:
             mask = self.candidate_mask(scores)
             exact = gate_logits(self.rule, hidden, self.site.weight, self.site.bias)
-            # Outside the candidates the approximation completes the softmax denominator.
-            logits = torch.where(mask, exact, scores.to(exact.dtype))
+            # Outside the candidates the log-normal mean of the logit completes the softmax denominator.
+            expected = scores + self.scorer.spread.square() / 2
+            logits = torch.where(mask, exact, expected.to(exact.dtype))
         ids, weights = select_experts(self.rule, logits, self.site.choice_bias, mask)
         kind = torch.float32 if self.rule.returns == "float32" else hidden.dtype
         return logits, ids, weights.to(kind)
 
     def candidate_mask(self, scores: torch.Tensor) -> torch.Tensor:
-        """Bool [T, E]: the C experts of highest approximate choice score."""
-        choice = choice_scores(self.rule, expert_scores(self.rule, scores), self.site.choice_bias)
+        """Bool [T, E]: the C experts of highest choice score, each given the benefit of its spread."""
+        assert self.scorer is not None
+        widened = expert_scores(self.rule, scores + self.scorer.spread)
+        choice = choice_scores(self.rule, widened, self.site.choice_bias)
         ids = choice.topk(self.candidates, dim=-1)[1]
         return torch.zeros_like(choice, dtype=torch.bool).scatter_(1, ids, True)
 

@@ -24,6 +24,8 @@ class Scorer:
     """[E]."""
     residual: torch.Tensor
     """[E], norms of what the geometry leaves out of each gate row."""
+    spread: torch.Tensor
+    """[E], standard deviations of logit - score."""
 
     @classmethod
     def of(cls, geometry: Geometry, device: torch.device | str = "cpu") -> Scorer:
@@ -32,14 +34,14 @@ class Scorer:
         if geometry.common is not None:
             projection = np.concatenate([projection, geometry.common[None]])
             linear = np.concatenate([linear, np.ones((geometry.experts, 1), np.float32)], axis=1)
-        arrays = (geometry.mean, projection, linear, geometry.beta, geometry.residual)
+        arrays = (geometry.mean, projection, linear, geometry.beta, geometry.residual, geometry.spread)
         return cls(*(torch.tensor(array, device=device) for array in arrays))
 
     def to(self, device: torch.device) -> Scorer:
         """This scorer on `device`; itself when it is already there."""
         if self.mean.device == device:
             return self
-        tensors = (self.mean, self.projection, self.directions, self.beta, self.residual)
+        tensors = (self.mean, self.projection, self.directions, self.beta, self.residual, self.spread)
         return Scorer(*(tensor.to(device) for tensor in tensors))
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from spectral_runtime.geometry import Bvh, Floats, Geometry, sphere_radii
 
 Array = NDArray[Any]
 
-GEOMETRY_FIELDS = ("mean", "projection", "centres", "colour", "beta", "residual", "common")
+GEOMETRY_FIELDS = ("mean", "projection", "centres", "colour", "beta", "residual", "spread", "common")
 BVH_FIELDS = ("lower", "upper", "power", "beta", "choice_bias", "first", "count", "experts")
 
 

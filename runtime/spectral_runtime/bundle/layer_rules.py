@@ -13,7 +13,7 @@ from spectral_runtime.bundle.contents import LayerTensors
 from spectral_runtime.bundle.manifest import LayerEntry
 from spectral_runtime.bundle.tensors import TensorShape, layer_tensors
 from spectral_runtime.errors import BundleError
-from spectral_runtime.geometry import Bvh, Geometry
+from spectral_runtime.geometry import Bvh, Geometry, widened
 
 MAX_DEPTH = 64
 """Levels of nodes on any path; device code keeps a stack of this size."""
@@ -59,6 +59,7 @@ def check_layer(layer: LayerTensors, radii: Array | None, where: str) -> None:
     if geometry is None or bvh is None or radii is None:
         return
     _refuse(geometry.residual < 0, f"{where}.residual", "a norm, at least 0", geometry.residual)
+    _refuse(geometry.spread < 0, f"{where}.spread", "a deviation, at least 0", geometry.spread)
     _check_radii(geometry, radii, f"{where}.radii")
     check_tree(bvh, geometry.experts, f"{where}.bvh")
     _check_bounds(layer, geometry, bvh, f"{where}.bvh")
@@ -72,9 +73,9 @@ def check_finite(arrays: Mapping[str, Array], where: str) -> None:
 
 
 def _squares(geometry: Geometry) -> Wide:
-    """|c|^2, with beta added on level 1: float64 [L, E]."""
+    """|c|^2, with the widened beta added on level 1: float64 [L, E]."""
     squared: Wide = np.square(geometry.centres.astype(np.float64)).sum(axis=-1)
-    squared[0] += geometry.beta
+    squared[0] += widened(geometry).beta
     return squared
 
 
@@ -149,11 +150,12 @@ def _check_bounds(layer: LayerTensors, geometry: Geometry, bvh: Bvh, where: str)
     points = np.concatenate([points, geometry.colour], axis=1)
     bias = np.zeros(geometry.experts, np.float32) if layer.choice_bias is None else layer.choice_bias
     power = _squares(geometry).T
-    slack = TOLERANCE * (np.abs(power) + 2.0 * np.abs(geometry.beta[:, None].astype(np.float64)))
+    beta = widened(geometry).beta
+    slack = TOLERANCE * (np.abs(power) + 2.0 * np.abs(beta[:, None].astype(np.float64)))
     _check_cover(bvh, -bvh.lower, -points, f"{where}.lower")
     _check_cover(bvh, bvh.upper, points, f"{where}.upper")
     _check_cover(bvh, bvh.power, power - slack, f"{where}.power")
-    _check_cover(bvh, bvh.beta, geometry.beta, f"{where}.beta")
+    _check_cover(bvh, bvh.beta, beta, f"{where}.beta")
     _check_cover(bvh, bvh.choice_bias, bias, f"{where}.choice_bias")
 
 

@@ -32,6 +32,7 @@ TENSORS: tuple[TensorSpec, ...] = (
     TensorSpec("colour", "F32", "E S", "geometry"),
     TensorSpec("beta", "F32", "E", "geometry"),
     TensorSpec("residual", "F32", "E", "geometry"),
+    TensorSpec("spread", "F32", "E", "geometry"),
     TensorSpec("common", "F32", "D", "centred"),
     TensorSpec("choice_bias", "F32", "E", "choice_bias"),
     TensorSpec("bvh.lower", "F32", "N R", "geometry"),
