@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from spectral_convert.forward import watch_routers
 from spectral_convert.text import whole_text
@@ -24,6 +26,7 @@ from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.geometry import widened
 from spectral_runtime.router import Router
 
+WARM_UP = 3
 Arm = Callable[[torch.Tensor], Any]
 
 
@@ -67,15 +70,12 @@ def bench_bundle(
     model, tokenizer = load_base(base or loaded.manifest.base_model.id, dtype="float32")
     layers = plan_layers(model, loaded, mode, candidates)
     hidden = _hidden_states(model, layers, whole_text(tokenizer, text, 512, max(batches)).windows)
-    before, _ = torch.get_num_threads(), torch.set_num_threads(threads)
-    try:
+    with _torch_threads(threads), torch.inference_mode():
         rows = [
             row
             for layer, tensors, states in zip(layers, loaded.layers, hidden, strict=True)
-            for row in _time_layer(layer, tensors, states, batches, repeats, threads)
+            for row in _time_layer(layer, _arms(layer, tensors, threads), states, batches, repeats)
         ]
-    finally:
-        torch.set_num_threads(before)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
@@ -87,6 +87,16 @@ def bench_bundle(
         "repeats": repeats,
         "rows": [{k: getattr(row, k) for k in keys} for row in rows],
     }
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _hidden_states(model: Any, layers: Sequence[AttachedLayer], windows: Any) -> list[torch.Tensor]:
@@ -101,30 +111,27 @@ def _hidden_states(model: Any, layers: Sequence[AttachedLayer], windows: Any) ->
 
 
 def _time_layer(
-    layer: AttachedLayer,
-    tensors: LayerTensors,
-    hidden: torch.Tensor,
-    batches: Sequence[int],
-    repeats: int,
-    threads: int,
+    layer: AttachedLayer, arms: dict[str, Arm], hidden: torch.Tensor, batches: Sequence[int], repeats: int
 ) -> list[Timing]:
-    arms = _arms(layer, tensors, threads)
     rows = []
-    with torch.inference_mode():
-        for batch in batches:
-            inputs = hidden.repeat(-(-batch // len(hidden)), 1)[:batch].contiguous()
-            truth = layer.site.module(inputs)[2]
-            times: dict[str, list[float]] = {name: [] for name in arms}
-            for _, name in itertools.product(range(repeats + 3), arms):
-                start = time.perf_counter()
-                arms[name](inputs)
-                times[name].append(time.perf_counter() - start)
-            for name, arm in arms.items():
-                micro = np.array(times[name][3:]) * 1e6
-                recall = _recall(truth, arm(inputs))
-                median, p90 = float(np.median(micro)), float(np.percentile(micro, 90))
-                rows.append(Timing(layer.site.path, name, batch, median, p90, recall))
+    for batch in batches:
+        inputs = hidden.repeat(-(-batch // len(hidden)), 1)[:batch].contiguous()
+        truth = layer.site.module(inputs)[2]
+        for name, micro in _interleaved(arms, inputs, repeats).items():
+            recall = _recall(truth, arms[name](inputs))
+            median, p90 = float(np.median(micro)), float(np.percentile(micro, 90))
+            rows.append(Timing(layer.site.path, name, batch, median, p90, recall))
     return rows
+
+
+def _interleaved(arms: dict[str, Arm], inputs: torch.Tensor, repeats: int) -> dict[str, NDArray[np.float64]]:
+    """Microseconds of every call, the arms in turn so that a drift of the machine hits them alike."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for _, (name, arm) in itertools.product(range(repeats + WARM_UP), arms.items()):
+        start = time.perf_counter()
+        arm(inputs)
+        times[name].append(time.perf_counter() - start)
+    return {name: np.array(values[WARM_UP:]) * 1e6 for name, values in times.items()}
 
 
 def _arms(layer: AttachedLayer, tensors: LayerTensors, threads: int) -> dict[str, Arm]:
