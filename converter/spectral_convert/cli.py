@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import click
 
 import spectral_runtime
+from spectral_convert.analyse.command import analyse
 from spectral_convert.options import Command, json_option, model_options, show
 from spectral_convert.recipe import Recipe
 from spectral_runtime.errors import InternalError, UserError
@@ -21,7 +22,7 @@ from spectral_runtime.errors import InternalError, UserError
 @click.version_option(spectral_runtime.__version__, prog_name="spectral")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
 def spectral(verbose: bool) -> None:
-    """Turn Mixture-of-Experts checkpoints into measured geometric routers, and run them.
+    r"""Turn Mixture-of-Experts checkpoints into measured geometric routers, and run them.
 
     \b
     convert   checkpoint -> bundle          inspect   what a bundle holds
@@ -159,6 +160,9 @@ def bench_command(bundle: str, as_json: bool, **settings: Any) -> None:
 
     record = bench_bundle(bundle, **settings)
     show(record, as_json, lambda out: out.print(bench_table(record)))
+
+
+spectral.add_command(analyse)
 
 
 def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:
