@@ -13,6 +13,9 @@
 #include "thresholds.h"
 
 namespace spectral::cpu {
+
+static_assert(search_tokens == scan_tokens, "route_tile cuts one kind of group");
+
 namespace {
 
 inline constexpr std::size_t tile_limit = 16;
@@ -23,14 +26,18 @@ std::size_t round_up(std::size_t n) {
     return (n + lanes - 1) / lanes * lanes;
 }
 
+struct Queue {
+    Aligned<float> bounds, floats;
+    Aligned<std::int32_t> children;
+    Aligned<std::uint32_t> edges;
+};
+
 /// Memory of one thread, kept between calls.
 struct Scratch {
     Aligned<float> sums, points, scores;
     std::array<Aligned<float>, scan_tokens> best;
     std::array<Aligned<std::int32_t>, scan_tokens> ids;
-    std::vector<std::uint64_t> queue;
-    std::vector<float> floats;
-    std::vector<std::uint32_t> edges;
+    std::array<Queue, search_tokens> queues;
 
     static Scratch &mine() {
         thread_local Scratch scratch;
@@ -47,6 +54,15 @@ struct Scratch {
                 -std::numeric_limits<float>::infinity(),
                 best[slot].data(),
                 ids[slot].data()};
+    }
+
+    Workspace workspace(std::size_t slot, std::size_t nodes, std::size_t floats) {
+        Queue &q = queues[slot];
+        grow(q.bounds, (nodes + 2) * lanes);
+        grow(q.children, (nodes + 2) * lanes);
+        grow(q.floats, floats);
+        grow(q.edges, floats);
+        return {q.bounds.data(), q.children.data(), q.floats.data(), q.edges.data()};
     }
 
     template <class Vector> static void grow(Vector &vector, std::size_t size) {
@@ -70,14 +86,9 @@ Candidates row_of(Candidates out, std::size_t t) {
 /// What the tiles of one call share.
 struct CpuRouter::Call {
     bool search;
-    bool stubborn; ///< the caller asked for the search: no fall-back after failed trials
+    bool stubborn; ///< the caller asked for the search: no budget, no fall-back
     std::atomic<std::uint64_t> nodes{0}, leaves{0}, searched{0}, scanned{0};
 
-    [[nodiscard]] bool worth_searching() const {
-        const std::uint64_t failed = scanned.load(std::memory_order_relaxed);
-        const std::uint64_t tried = failed + searched.load(std::memory_order_relaxed);
-        return search && (stubborn || tried < search_trial_tokens || failed * 4 <= tried);
-    }
     [[nodiscard]] RouteStatistics statistics() const { return {nodes, leaves, searched, scanned}; }
 };
 
@@ -88,7 +99,7 @@ CpuRouter::CpuRouter(const Geometry &geometry, const Topology *topology, const R
       blocks_(pack_in_order(geometry)), mean_(round_up(hidden_), 0.0F),
       directions_((rank_ + 1) * round_up(hidden_), 0.0F) {
     if (topology != nullptr) {
-        tree_.emplace(geometry, *topology, search_budget_divisor);
+        tree_.emplace(geometry, *topology);
     }
     std::copy_n(geometry.mean, hidden_, mean_.begin());
     for (std::size_t r = 0; r < rank_; ++r) {
@@ -186,17 +197,39 @@ RouteStatistics CpuRouter::route_points(const float *points, std::size_t tokens,
     return call.statistics();
 }
 
-/// Searches while that pays; the tokens it could not answer are scanned four by four.
+/// Searches while that pays, else scans; both give the same answer.
 void CpuRouter::route_tile(Call &call, const float *points, std::size_t tokens,
                            Candidates out) const {
-    std::size_t t = 0;
-    for (; t < tokens && call.worth_searching(); ++t) {
-        if (!search(call, points + t * rank_, row_of(out, t))) {
-            scan(call, points + t * rank_, 1, row_of(out, t));
+    for (std::size_t t = 0; t < tokens; t += scan_tokens) {
+        const std::size_t count = std::min(scan_tokens, tokens - t);
+        if (worth_searching(call)) {
+            search(call, points + t * rank_, count, row_of(out, t));
+        } else {
+            scan(call, points + t * rank_, count, row_of(out, t));
         }
     }
-    for (; t < tokens; t += scan_tokens) {
-        scan(call, points + t * rank_, std::min(scan_tokens, tokens - t), row_of(out, t));
+}
+
+/// False while more than a quarter of the recent searches ran out of budget, but for one group
+/// in 64.
+bool CpuRouter::worth_searching(const Call &call) const {
+    if (!call.search || call.stubborn) {
+        return call.search;
+    }
+    const std::uint32_t failed = failed_.load(std::memory_order_relaxed);
+    const std::uint32_t tried = tried_.load(std::memory_order_relaxed);
+    return failed * 4 <= tried || skipped_.fetch_add(1, std::memory_order_relaxed) % 64 == 0;
+}
+
+/// Counts that forget: both are halved now and then. Threads may race here; no answer depends on
+/// it.
+void CpuRouter::note(std::size_t tried, std::size_t failed) const {
+    const std::uint32_t all =
+        tried_.fetch_add(static_cast<std::uint32_t>(tried), std::memory_order_relaxed);
+    failed_.fetch_add(static_cast<std::uint32_t>(failed), std::memory_order_relaxed);
+    if (all > 256) {
+        tried_.store(all / 2, std::memory_order_relaxed);
+        failed_.store(failed_.load(std::memory_order_relaxed) / 2, std::memory_order_relaxed);
     }
 }
 
@@ -216,24 +249,33 @@ void CpuRouter::scan(Call &call, const float *points, std::size_t tokens, Candid
     call.scanned += tokens;
 }
 
-bool CpuRouter::search(Call &call, const float *point, Candidates out) const {
+void CpuRouter::search(Call &call, const float *points, std::size_t tokens, Candidates out) const {
     Scratch &scratch = Scratch::mine();
     TreeView tree = tree_->view();
-    tree.budget = call.stubborn ? tree.leaves.blocks : tree.budget;
-    Scratch::grow(scratch.queue, tree_->nodes() * lanes + 1);
-    Scratch::grow(scratch.floats, rank_ + tree.levels);
-    Scratch::grow(scratch.edges, rank_);
-    Selection selection = scratch.selection(0, out.count);
-    SearchCount count{0, 0};
-    const Workspace workspace{scratch.queue.data(), scratch.floats.data(), scratch.edges.data()};
-    const bool found = kernels_.search(tree, choice_, point, workspace, selection, count);
-    if (found) {
-        write(selection, out);
-        ++call.searched;
+    tree.budget = call.stubborn ? std::numeric_limits<std::size_t>::max() : tree.budget;
+    std::array<Workspace, search_tokens> workspaces;
+    std::array<Selection, search_tokens> selections;
+    std::array<bool, search_tokens> found{};
+    for (std::size_t t = 0; t < tokens; ++t) {
+        workspaces[t] = scratch.workspace(t, tree_->nodes(), rank_ + tree.levels);
+        selections[t] = scratch.selection(t, out.count);
     }
+    SearchCount count{0, 0};
+    kernels_.search(tree, choice_, points, rank_, tokens, workspaces.data(), selections.data(),
+                    count, found.data());
     call.nodes += count.nodes;
     call.leaves += count.leaves;
-    return found;
+    std::size_t failed = 0;
+    for (std::size_t t = 0; t < tokens; ++t) {
+        if (found[t]) {
+            write(selections[t], row_of(out, t));
+            ++call.searched;
+        } else {
+            scan(call, points + t * rank_, 1, row_of(out, t));
+            ++failed;
+        }
+    }
+    note(tokens, failed);
 }
 
 bool CpuRouter::use_search(Method method) const {

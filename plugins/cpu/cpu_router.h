@@ -1,6 +1,7 @@
 // The CPU router: projection, then a SIMD scan or a best-first search, tokens in parallel.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,9 +51,11 @@ class CpuRouter final : public Router {
     [[nodiscard]] bool use_search(Method method) const;
     void check(Method method, Candidates out) const;
     void score_tile(const float *hidden, std::size_t tokens, float *out) const;
+    [[nodiscard]] bool worth_searching(const Call &call) const;
+    void note(std::size_t tried, std::size_t failed) const;
     void route_tile(Call &call, const float *points, std::size_t tokens, Candidates out) const;
     void scan(Call &call, const float *points, std::size_t tokens, Candidates out) const;
-    bool search(Call &call, const float *point, Candidates out) const;
+    void search(Call &call, const float *points, std::size_t tokens, Candidates out) const;
 
     std::size_t hidden_, rank_, experts_;
     bool common_;
@@ -61,7 +64,8 @@ class CpuRouter final : public Router {
     std::shared_ptr<Executor> executor_;
     ExpertBlocks blocks_;
     std::optional<WideTree> tree_;
-    Aligned<float> mean_;       ///< [D rounded up]
+    mutable std::atomic<std::uint32_t> tried_{0}, failed_{0}, skipped_{0}; ///< recent searches
+    Aligned<float> mean_;                                                  ///< [D rounded up]
     Aligned<float> directions_; ///< [R + 1, D rounded up], the last row is the common mode
 };
 

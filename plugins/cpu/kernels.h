@@ -14,10 +14,13 @@
 namespace spectral::cpu {
 
 inline constexpr std::size_t lanes = 16;
-/// Experts scored between two selections of a scan: 1024, so that the scores stay in the L1 cache.
-inline constexpr std::size_t chunk_blocks = 64;
+/// Blocks scored between two selections of a scan: 4096 experts, whose scores stay in the L2 cache.
+inline constexpr std::size_t chunk_blocks = 256;
 /// Tokens that a scan scores together, to load every coefficient once for all of them.
 inline constexpr std::size_t scan_tokens = 4;
+/// Tokens whose searches advance in turns: while one waits for a node from memory, the others
+/// compute.
+inline constexpr std::size_t search_tokens = 4;
 
 /// The projection, padded with zeros to a multiple of 16 columns.
 struct ProjectionView {
@@ -48,7 +51,7 @@ struct TreeView {
     BlocksView leaves;
     const float *reach; ///< [R], largest |coordinate| of any expert
     float beta_reach;   ///< largest |beta|
-    std::size_t budget; ///< leaf blocks a search may open before a scan is cheaper
+    std::size_t budget; ///< nodes and leaf blocks a search may open before a scan is cheaper
 };
 
 struct ChoiceView {
@@ -68,10 +71,10 @@ struct Selection {
 
 /// Scratch memory of one search.
 struct Workspace {
-    std::uint64_t
-        *queue;    ///< [16 * nodes + 1], ordered bound in the high half, child in the low half
-    float *floats; ///< [R + L]
-    std::uint32_t *edges; ///< [R]
+    float *bounds;          ///< [16 * nodes + 32], the queue of a search, unordered
+    std::int32_t *children; ///< [16 * nodes + 32]
+    float *floats;          ///< [R + L]
+    std::uint32_t *edges;   ///< [R]
 };
 
 struct SearchCount {
@@ -92,10 +95,10 @@ struct Kernels {
     /// Scans all blocks for up to scan_tokens points; buffer [scan_tokens, 16 * chunk_blocks].
     void (*scan)(const BlocksView &, ChoiceView, const float *points, std::size_t stride,
                  std::size_t tokens, float *buffer, Selection *selections);
-    /// Best-first search for one finite point; false when the budget or float32's range is
-    /// exceeded.
-    bool (*search)(const TreeView &, ChoiceView, const float *point, Workspace, Selection &,
-                   SearchCount &);
+    /// Best-first searches for up to search_tokens points (`stride` floats apart). `found` says
+    /// which of them ended within the budget and inside float32's range.
+    void (*search)(const TreeView &, ChoiceView, const float *points, std::size_t stride,
+                   std::size_t tokens, const Workspace *, Selection *, SearchCount &, bool *found);
     /// Sorts the held entries (descending, ties by smaller id, NaN last) and keeps the best
     /// `count`.
     void (*finish)(Selection &);

@@ -7,12 +7,9 @@
 namespace spectral::cpu {
 
 /// A search is tried from this many experts on.
-inline constexpr std::size_t search_min_experts = 2048;
-/// A search gives up after opening this fraction (one in ...) of the leaf blocks, and the token is
-/// scanned.
-inline constexpr std::size_t search_budget_divisor = 8;
-/// After this many tries in a call, a share of failures above one in four sends the rest to the
-/// scan.
-inline constexpr std::size_t search_trial_tokens = 32;
+inline constexpr std::size_t search_min_experts = 8192;
+/// A search gives up after opening this fraction (one in ...) of as many nodes and blocks as there
+/// are leaf blocks: about where it has cost a scan.
+inline constexpr std::size_t search_budget_divisor = 32;
 
 } // namespace spectral::cpu

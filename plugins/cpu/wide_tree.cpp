@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "binary_tree.h"
+#include "thresholds.h"
 
 namespace spectral::cpu {
 namespace {
@@ -33,7 +34,7 @@ std::vector<std::size_t> widen(const BinaryTree &tree, std::size_t node) {
 
 } // namespace
 
-WideTree::WideTree(const Geometry &geometry, const Topology &topology, std::size_t budget_divisor)
+WideTree::WideTree(const Geometry &geometry, const Topology &topology)
     : levels_(geometry.levels), colours_(geometry.colours), budget_(0), leaves_(geometry.rank()),
       reach_(geometry.rank(), 0.0F) {
     const BinaryTree tree = read_binary_tree(geometry, topology);
@@ -61,7 +62,7 @@ WideTree::WideTree(const Geometry &geometry, const Topology &topology, std::size
             }
         }
     }
-    budget_ = std::max<std::size_t>(8, leaves_.view().blocks / budget_divisor);
+    budget_ = std::max<std::size_t>(1, leaves_.view().blocks / search_budget_divisor);
     for (std::size_t r = 0; r < reach_.size(); ++r) {
         const float *root = tree.bounds_of(0);
         reach_[r] = std::max(std::fabs(root[r]), std::fabs(root[reach_.size() + r]));

@@ -15,7 +15,7 @@ namespace spectral::cpu {
 /// Throws UserError if the topology is not a tree over all experts.
 class WideTree {
   public:
-    WideTree(const Geometry &geometry, const Topology &topology, std::size_t budget_divisor);
+    WideTree(const Geometry &geometry, const Topology &topology);
 
     [[nodiscard]] TreeView view() const;
     [[nodiscard]] std::size_t nodes() const { return valid_.size(); }

@@ -43,8 +43,9 @@ class Builder {
     }
 
   private:
-    [[nodiscard]] std::span<std::int32_t> experts_of(const Range &range) {
-        return std::span(experts_).subspan(range.begin, range.size());
+    [[nodiscard]] KeyedExperts experts_of(const Range &range) {
+        return {std::span(experts_).subspan(range.begin, range.size()),
+                keys_.rows.data() + range.begin * keys_.width};
     }
 
     /// Splits breadth-first until every range is small; returns the small ones in a fixed order.
@@ -58,8 +59,8 @@ class Builder {
             }
             std::vector<std::size_t> sizes(large.size());
             executor_.run(large.size(), [&](std::size_t i) {
-                sizes[i] =
-                    Splitter(keys_, config_.leaf_size).split(experts_of(large[i]), large[i].depth);
+                sizes[i] = Splitter(keys_.width, config_.leaf_size)
+                               .split(experts_of(large[i]), large[i].depth);
             });
             frontier.clear();
             for (std::size_t i = 0; i < large.size(); ++i) {
@@ -82,7 +83,7 @@ class Builder {
 
     /// Nodes of one subtree; its root is entry 0 and indices are local.
     std::vector<Node> build_subtree(const Range &root) {
-        Splitter splitter(keys_, config_.leaf_size);
+        Splitter splitter(keys_.width, config_.leaf_size);
         std::vector<Node> nodes(1);
         std::vector<Range> stack{{0, root.begin, root.end, root.depth}};
         while (!stack.empty()) {
@@ -91,7 +92,7 @@ class Builder {
             if (range.size() <= config_.leaf_size) {
                 nodes[range.node] = {static_cast<std::int32_t>(range.begin),
                                      static_cast<std::int32_t>(range.size())};
-                std::ranges::sort(experts_of(range));
+                std::ranges::sort(experts_of(range).experts);
                 continue;
             }
             const std::size_t size = splitter.split(experts_of(range), range.depth);

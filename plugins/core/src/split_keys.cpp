@@ -57,7 +57,8 @@ SplitKeys make_split_keys(const Geometry &g, const BuildConfig &config, Executor
         weight[r] = clamped(r < 3 * g.levels ? 2.0 * scale : scale);
     });
     SplitKeys keys;
-    keys.width = (rank + 2 + 3) / 4 * 4;
+    const std::size_t columns = rank + (g.choice_bias != nullptr ? 2 : 1);
+    keys.width = (columns + 3) / 4 * 4;
     keys.rows.assign(g.experts * keys.width, 0.0F);
     executor.run((g.experts + chunk - 1) / chunk, [&](std::size_t c) {
         for (std::size_t e = c * chunk; e < std::min((c + 1) * chunk, g.experts); ++e) {
@@ -66,9 +67,9 @@ SplitKeys make_split_keys(const Geometry &g, const BuildConfig &config, Executor
                 row[r] = std::clamp(weight[r] * g.coordinate(e, r), -1e30F, 1e30F);
             }
             row[rank] = std::clamp(g.beta[e], -1e30F, 1e30F);
-            row[rank + 1] = g.choice_bias != nullptr
-                                ? std::clamp(4.0F * g.choice_bias[e], -1e30F, 1e30F)
-                                : 0.0F;
+            if (g.choice_bias != nullptr) {
+                row[rank + 1] = std::clamp(4.0F * g.choice_bias[e], -1e30F, 1e30F);
+            }
         }
     });
     return keys;

@@ -8,8 +8,7 @@
 #include "splitter.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
+#include <bit>
 #include <limits>
 
 namespace spectral {
@@ -18,7 +17,7 @@ namespace {
 constexpr std::size_t bin_count = 16;
 constexpr std::size_t axis_limit = 3;
 /// Below this many leaves a range is sorted and every leaf boundary is tried.
-constexpr std::size_t sweep_leaves = 64;
+constexpr std::size_t sweep_leaves = 32;
 /// From this depth on ranges are halved, so that no input makes a tree deeper than 24 + log2(E).
 constexpr std::size_t depth_of_halving = 24;
 constexpr float infinity = std::numeric_limits<float>::infinity();
@@ -28,71 +27,61 @@ void clear(float *box, std::size_t width) {
     std::fill_n(box + width, width, -infinity);
 }
 
-void include(float *box, const float *row, std::size_t width) {
-    for (std::size_t i = 0; i < width; ++i) {
-        box[i] = std::min(box[i], row[i]);
-        box[width + i] = std::max(box[width + i], row[i]);
+/// Grows lower [width], upper [width] by the box (below, above); four columns at a time.
+void include(float *box, const float *below, const float *above, std::size_t width) {
+    for (std::size_t i = 0; i < width; i += 4) {
+        for (std::size_t j = i; j < i + 4; ++j) {
+            box[j] = std::min(box[j], below[j]);
+        }
+        for (std::size_t j = i; j < i + 4; ++j) {
+            box[width + j] = std::max(box[width + j], above[j]);
+        }
     }
 }
 
-void merge(float *box, const float *other, std::size_t width) {
+float mean_width(const float *box, std::size_t width) {
+    float sum = 0.0F;
     for (std::size_t i = 0; i < width; ++i) {
-        box[i] = std::min(box[i], other[i]);
-        box[width + i] = std::max(box[width + i], other[width + i]);
+        sum += box[width + i] - box[i];
     }
-}
-
-int mode() {
-    static const int m = std::getenv("MEASURE") ? std::atoi(std::getenv("MEASURE")) : 0;
-    return m;
-}
-
-float measure(const float *box, std::size_t width) {
-    float sum = 0.0F, sq = 0.0F;
-    for (std::size_t i = 0; i < width; ++i) {
-        const float x = box[width + i] - box[i];
-        sum += x;
-        sq += x * x;
-    }
-    if (mode() == 1)
-        return sum * sum - sq;
-    if (mode() == 2)
-        return std::sqrt(sq);
-    if (mode() == 3)
-        return sum * sum;
-    if (mode() == 4)
-        return sq;
     return sum;
+}
+
+/// Unsigned integers in the order of the floats; -0 counts as +0.
+std::uint32_t ordered(float x) {
+    const auto bits = std::bit_cast<std::uint32_t>(x + 0.0F);
+    return (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
 }
 
 } // namespace
 
-Splitter::Splitter(const SplitKeys &keys, std::size_t leaf_size)
-    : keys_(keys), leaf_size_(leaf_size), box_(2 * keys.width) {}
+Splitter::Splitter(std::size_t width, std::size_t leaf_size)
+    : width_(width), leaf_size_(leaf_size), box_(2 * width) {}
 
-std::size_t Splitter::split(std::span<std::int32_t> experts, std::size_t depth) {
-    bound(experts);
+std::size_t Splitter::split(KeyedExperts range, std::size_t depth) {
+    bound(range);
     choose_axes();
     if (axes_.empty() || depth >= depth_of_halving) {
-        return split_middle(experts);
+        return split_middle(range);
     }
-    if (experts.size() <= sweep_leaves * leaf_size_) {
-        return split_swept(experts);
+    if (range.experts.size() <= sweep_leaves * leaf_size_) {
+        return split_swept(range);
     }
-    return split_binned(experts);
+    return split_binned(range);
 }
 
-void Splitter::bound(std::span<const std::int32_t> experts) {
-    clear(box_.data(), keys_.width);
-    for (const std::int32_t e : experts) {
-        include(box_.data(), keys_.row(e), keys_.width);
+void Splitter::bound(KeyedExperts range) {
+    clear(box_.data(), width_);
+    for (std::size_t i = 0; i < range.experts.size(); ++i) {
+        const float *row = range.rows + i * width_;
+        include(box_.data(), row, row, width_);
     }
 }
 
 void Splitter::choose_axes() {
     axes_.clear();
-    for (std::size_t column = 0; column < keys_.width; ++column) {
-        const float extent = box_[keys_.width + column] - box_[column];
+    for (std::size_t column = 0; column < width_; ++column) {
+        const float extent = box_[width_ + column] - box_[column];
         if (extent > 0.0F) {
             axes_.push_back({column, box_[column], extent});
         }
@@ -107,146 +96,162 @@ void Splitter::choose_axes() {
     }
 }
 
-std::size_t Splitter::bin_of(const Axis &axis, std::int32_t expert) const {
-    const float position = (keys_.row(expert)[axis.column] - axis.lower) * axis.scale;
+std::size_t Splitter::bin_of(const Axis &axis, const float *row) {
+    const float position = (row[axis.column] - axis.lower) * axis.scale;
     // A denormal extent makes the scale infinite and the first position NaN: bin 0.
-    return position > 0.0F
-               ? static_cast<std::size_t>(std::min(position, static_cast<float>(bin_count - 1)))
-               : 0;
+    const float last = static_cast<float>(bin_count - 1);
+    return position > 0.0F ? static_cast<std::size_t>(std::min(position, last)) : 0;
 }
 
-void Splitter::fill_bins(std::span<const std::int32_t> experts) {
-    const std::size_t size = 2 * keys_.width;
+void Splitter::fill_bins(KeyedExperts range) {
+    const std::size_t size = 2 * width_;
     bins_.resize(axes_.size() * bin_count * size);
     counts_.assign(axes_.size() * bin_count, 0);
     for (std::size_t b = 0; b < counts_.size(); ++b) {
-        clear(bins_.data() + b * size, keys_.width);
+        clear(bins_.data() + b * size, width_);
     }
-    for (const std::int32_t e : experts) {
+    for (std::size_t i = 0; i < range.experts.size(); ++i) {
+        const float *row = range.rows + i * width_;
         for (std::size_t a = 0; a < axes_.size(); ++a) {
-            const std::size_t bin = a * bin_count + bin_of(axes_[a], e);
-            include(bins_.data() + bin * size, keys_.row(e), keys_.width);
+            const std::size_t bin = a * bin_count + bin_of(axes_[a], row);
+            include(bins_.data() + bin * size, row, row, width_);
             ++counts_[bin];
         }
     }
 }
 
-/// The cheapest boundary between bins; `column` is an index into axes_, `position` the last bin of
-/// the left.
+/// The cheapest boundary between bins; `position` is the last bin of the left part.
 Splitter::Choice Splitter::best_bin() const {
-    const std::size_t size = 2 * keys_.width;
+    const std::size_t size = 2 * width_;
     std::vector<float> box(size);
     std::vector<float> right(bin_count);
     Choice best{infinity, 0, 0};
     for (std::size_t a = 0; a < axes_.size(); ++a) {
         const float *bins = bins_.data() + a * bin_count * size;
         const std::size_t *counts = counts_.data() + a * bin_count;
+        const auto cost = [&](std::size_t count) {
+            return count == 0 ? 0.0F : mean_width(box.data(), width_) * static_cast<float>(count);
+        };
         std::size_t count = 0;
-        clear(box.data(), keys_.width);
+        clear(box.data(), width_);
         for (std::size_t b = bin_count; b-- > 1;) {
-            merge(box.data(), bins + b * size, keys_.width);
+            include(box.data(), bins + b * size, bins + b * size + width_, width_);
             count += counts[b];
-            right[b] =
-                count == 0 ? 0.0F : measure(box.data(), keys_.width) * static_cast<float>(count);
+            right[b] = cost(count);
         }
         count = 0;
-        clear(box.data(), keys_.width);
+        clear(box.data(), width_);
         for (std::size_t b = 0; b + 1 < bin_count; ++b) {
-            merge(box.data(), bins + b * size, keys_.width);
+            include(box.data(), bins + b * size, bins + b * size + width_, width_);
             count += counts[b];
-            if (count == 0) {
-                continue;
-            }
-            const float cost =
-                measure(box.data(), keys_.width) * static_cast<float>(count) + right[b + 1];
-            if (cost < best.cost) {
-                best = {cost, a, b};
+            const float total = cost(count) + right[b + 1];
+            if (count > 0 && total < best.cost) {
+                best = {total, a, b};
             }
         }
     }
     return best;
 }
 
-std::size_t Splitter::split_binned(std::span<std::int32_t> experts) {
-    fill_bins(experts);
+/// A stable partition of experts and rows: the left part moves down in place, the right through
+/// scratch.
+std::size_t Splitter::split_binned(KeyedExperts range) {
+    fill_bins(range);
     const Choice best = best_bin();
-    const Axis &axis = axes_[best.column];
-    const auto middle = std::stable_partition(experts.begin(), experts.end(), [&](std::int32_t e) {
-        return bin_of(axis, e) <= best.position;
-    });
-    const auto left = static_cast<std::size_t>(middle - experts.begin());
-    return left == 0 || left == experts.size() ? split_middle(experts) : left;
+    const Axis &axis = axes_[best.axis];
+    row_scratch_.clear();
+    expert_scratch_.clear();
+    std::size_t left = 0;
+    for (std::size_t i = 0; i < range.experts.size(); ++i) {
+        const float *row = range.rows + i * width_;
+        if (bin_of(axis, row) <= best.position) {
+            std::copy_n(row, width_, range.rows + left * width_);
+            range.experts[left++] = range.experts[i];
+        } else {
+            row_scratch_.insert(row_scratch_.end(), row, row + width_);
+            expert_scratch_.push_back(range.experts[i]);
+        }
+    }
+    std::ranges::copy(expert_scratch_, range.experts.begin() + static_cast<std::ptrdiff_t>(left));
+    std::ranges::copy(row_scratch_, range.rows + left * width_);
+    return left == 0 || left == range.experts.size() ? split_middle(range) : left;
 }
 
-void Splitter::sort_by(std::span<std::int32_t> experts, std::size_t column) {
-    sorted_.resize(experts.size());
-    for (std::size_t i = 0; i < experts.size(); ++i) {
-        sorted_[i] = {keys_.row(experts[i])[column], experts[i]};
+/// Positions in the order of a column, into order_; equal keys keep their order.
+void Splitter::sort_by(KeyedExperts range, std::size_t column) {
+    order_.resize(range.experts.size());
+    for (std::size_t i = 0; i < order_.size(); ++i) {
+        order_[i] = static_cast<std::uint64_t>(ordered(range.rows[i * width_ + column])) << 32 | i;
     }
-    std::sort(sorted_.begin(), sorted_.end(), [](const Keyed &a, const Keyed &b) {
-        return a.key != b.key ? a.key < b.key : a.expert < b.expert;
-    });
-    for (std::size_t i = 0; i < experts.size(); ++i) {
-        experts[i] = sorted_[i].expert;
+    std::sort(order_.begin(), order_.end());
+}
+
+/// Brings experts and rows into the order of order_.
+void Splitter::reorder(KeyedExperts range) {
+    row_scratch_.resize(order_.size() * width_);
+    expert_scratch_.resize(order_.size());
+    for (std::size_t i = 0; i < order_.size(); ++i) {
+        const std::size_t from = static_cast<std::uint32_t>(order_[i]);
+        std::copy_n(range.rows + from * width_, width_, row_scratch_.data() + i * width_);
+        expert_scratch_[i] = range.experts[from];
     }
+    std::ranges::copy(expert_scratch_, range.experts.begin());
+    std::ranges::copy(row_scratch_, range.rows);
 }
 
 /// Tries every boundary that fills the leaves on its left.
-void Splitter::sweep(std::span<const std::int32_t> experts, std::size_t column, Choice &best) {
-    const std::size_t boundaries = (experts.size() - 1) / leaf_size_;
-    std::vector<float> box(2 * keys_.width);
+void Splitter::sweep(KeyedExperts range, Choice &best, std::size_t axis) {
+    const std::size_t size = range.experts.size();
+    const std::size_t boundaries = (size - 1) / leaf_size_;
+    const auto take = [&](std::size_t i) {
+        const float *row = range.rows + static_cast<std::uint32_t>(order_[i]) * width_;
+        include(box_.data(), row, row, width_);
+    };
     costs_.assign(boundaries + 1, 0.0F);
-    clear(box.data(), keys_.width);
-    for (std::size_t i = experts.size(); i-- > leaf_size_;) {
-        include(box.data(), keys_.row(experts[i]), keys_.width);
+    clear(box_.data(), width_);
+    for (std::size_t i = size; i-- > leaf_size_;) {
+        take(i);
         if (i % leaf_size_ == 0) {
-            costs_[i / leaf_size_] =
-                measure(box.data(), keys_.width) * static_cast<float>(experts.size() - i);
+            costs_[i / leaf_size_] = mean_width(box_.data(), width_) * static_cast<float>(size - i);
         }
     }
-    clear(box.data(), keys_.width);
+    clear(box_.data(), width_);
     for (std::size_t i = 0; i < boundaries * leaf_size_; ++i) {
-        include(box.data(), keys_.row(experts[i]), keys_.width);
+        take(i);
         if ((i + 1) % leaf_size_ == 0) {
-            const float left = measure(box.data(), keys_.width) * static_cast<float>(i + 1);
+            const float left = mean_width(box_.data(), width_) * static_cast<float>(i + 1);
             const float cost = left + costs_[(i + 1) / leaf_size_];
             if (cost < best.cost) {
-                best = {cost, column, i + 1};
+                best = {cost, axis, i + 1};
             }
         }
     }
 }
 
-std::size_t Splitter::split_swept(std::span<std::int32_t> experts) {
-    Choice best{infinity, axes_.front().column, 0};
-    std::size_t sorted_column = 0;
-    for (const Axis &axis : axes_) {
-        sort_by(experts, axis.column);
-        sorted_column = axis.column;
-        sweep(experts, axis.column, best);
+std::size_t Splitter::split_swept(KeyedExperts range) {
+    Choice best{infinity, 0, 0};
+    for (std::size_t a = 0; a < axes_.size(); ++a) {
+        sort_by(range, axes_[a].column);
+        sweep(range, best, a);
     }
     if (best.position == 0) {
-        return split_middle(experts);
+        return split_middle(range);
     }
-    if (sorted_column != best.column) {
-        sort_by(experts, best.column);
+    if (best.axis + 1 != axes_.size()) {
+        sort_by(range, axes_[best.axis].column);
     }
+    reorder(range);
     return best.position;
 }
 
-/// Halves at a multiple of the leaf size: by the widest column, or by id where all rows are equal.
-std::size_t Splitter::split_middle(std::span<std::int32_t> experts) {
-    const std::size_t leaves = (experts.size() + leaf_size_ - 1) / leaf_size_;
-    const std::size_t position = (leaves + 1) / 2 * leaf_size_;
-    const std::size_t column = axes_.empty() ? 0 : axes_.front().column;
-    const auto before = [&](std::int32_t a, std::int32_t b) {
-        const float x = keys_.row(a)[column];
-        const float y = keys_.row(b)[column];
-        return x != y ? x < y : a < b;
-    };
-    std::nth_element(experts.begin(), experts.begin() + static_cast<std::ptrdiff_t>(position),
-                     experts.end(), before);
-    return position;
+/// Halves at a multiple of the leaf size, by the widest column; equal keys keep their order.
+std::size_t Splitter::split_middle(KeyedExperts range) {
+    const std::size_t leaves = (range.experts.size() + leaf_size_ - 1) / leaf_size_;
+    if (!axes_.empty()) {
+        sort_by(range, axes_.front().column);
+        reorder(range);
+    }
+    return (leaves + 1) / 2 * leaf_size_;
 }
 
 } // namespace spectral

@@ -6,17 +6,22 @@
 #include <span>
 #include <vector>
 
-#include "split_keys.h"
-
 namespace spectral {
+
+/// Experts and their split keys, row by row.
+struct KeyedExperts {
+    std::span<std::int32_t> experts;
+    float *rows; ///< [experts, width]
+};
 
 /// One per thread of work; holds scratch memory only.
 class Splitter {
   public:
-    Splitter(const SplitKeys &keys, std::size_t leaf_size);
+    Splitter(std::size_t width, std::size_t leaf_size);
 
-    /// Reorders `experts` and returns the size of the first part, between 1 and size - 1.
-    std::size_t split(std::span<std::int32_t> experts, std::size_t depth);
+    /// Reorders experts and rows alike, and returns the size of the first part, between 1 and size
+    /// - 1.
+    std::size_t split(KeyedExperts range, std::size_t depth);
 
   private:
     struct Axis {
@@ -25,32 +30,30 @@ class Splitter {
     };
     struct Choice {
         float cost;
-        std::size_t column, position;
-    };
-    struct Keyed {
-        float key;
-        std::int32_t expert;
+        std::size_t axis, position;
     };
 
-    void bound(std::span<const std::int32_t> experts);
+    void bound(KeyedExperts range);
     void choose_axes();
-    void fill_bins(std::span<const std::int32_t> experts);
-    Choice best_bin() const;
-    std::size_t split_binned(std::span<std::int32_t> experts);
-    std::size_t split_swept(std::span<std::int32_t> experts);
-    std::size_t split_middle(std::span<std::int32_t> experts);
-    void sort_by(std::span<std::int32_t> experts, std::size_t column);
-    void sweep(std::span<const std::int32_t> experts, std::size_t column, Choice &best);
-    std::size_t bin_of(const Axis &axis, std::int32_t expert) const;
+    void fill_bins(KeyedExperts range);
+    [[nodiscard]] Choice best_bin() const;
+    std::size_t split_binned(KeyedExperts range);
+    std::size_t split_swept(KeyedExperts range);
+    std::size_t split_middle(KeyedExperts range);
+    void sort_by(KeyedExperts range, std::size_t column);
+    void sweep(KeyedExperts range, Choice &best, std::size_t axis);
+    void reorder(KeyedExperts range);
+    [[nodiscard]] static std::size_t bin_of(const Axis &axis, const float *row);
 
-    const SplitKeys &keys_;
-    std::size_t leaf_size_;
-    std::vector<float> box_;          ///< lower [width], upper [width]
-    std::vector<Axis> axes_;          ///< the widest columns
-    std::vector<float> bins_;         ///< [axes, bins, 2 width]
-    std::vector<std::size_t> counts_; ///< [axes, bins]
-    std::vector<Keyed> sorted_;
+    std::size_t width_, leaf_size_;
+    std::vector<float> box_;           ///< lower [width], upper [width]
+    std::vector<Axis> axes_;           ///< the widest columns
+    std::vector<float> bins_;          ///< [axes, bins, 2 width]
+    std::vector<std::size_t> counts_;  ///< [axes, bins]
+    std::vector<std::uint64_t> order_; ///< ordered key in the high half, position in the low half
     std::vector<float> costs_;
+    std::vector<float> row_scratch_;
+    std::vector<std::int32_t> expert_scratch_;
 };
 
 } // namespace spectral

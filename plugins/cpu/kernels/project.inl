@@ -8,7 +8,9 @@ template <std::size_t TT, std::size_t RR>
 inline void project_tile(const ProjectionView &p, const float *hidden, std::size_t row,
                          std::size_t begin, std::size_t end, float *sums, std::size_t sums_stride) {
     Floats acc[TT][RR];
+#pragma GCC unroll 8
     for (std::size_t t = 0; t < TT; ++t) {
+#pragma GCC unroll 8
         for (std::size_t r = 0; r < RR; ++r) {
             acc[t][r] = begin == 0 ? set1(0.0F) : load(sums + (t * sums_stride + r) * lanes);
         }
@@ -17,17 +19,22 @@ inline void project_tile(const ProjectionView &p, const float *hidden, std::size
     for (std::size_t d = begin; d < end; d += lanes) {
         const Floats mean = load(p.mean + d);
         Floats x[TT];
+#pragma GCC unroll 8
         for (std::size_t t = 0; t < TT; ++t) {
             x[t] = sub(load(hidden + t * p.hidden + d), mean);
         }
+#pragma GCC unroll 8
         for (std::size_t r = 0; r < RR; ++r) {
             const Floats direction = load(directions + r * p.stride + d);
+#pragma GCC unroll 8
             for (std::size_t t = 0; t < TT; ++t) {
                 acc[t][r] = fma(x[t], direction, acc[t][r]);
             }
         }
     }
+#pragma GCC unroll 8
     for (std::size_t t = 0; t < TT; ++t) {
+#pragma GCC unroll 8
         for (std::size_t r = 0; r < RR; ++r) {
             store(sums + (t * sums_stride + r) * lanes, acc[t][r]);
         }

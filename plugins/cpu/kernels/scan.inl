@@ -6,21 +6,27 @@ inline void score_tile(const BlocksView &v, std::size_t block, const float *poin
     const std::size_t size = (v.rank + 2) * lanes;
     const float *values = v.values + block * size;
     Floats acc[TT][BB];
+#pragma GCC unroll 8
     for (std::size_t b = 0; b < BB; ++b) {
+#pragma GCC unroll 8
         for (std::size_t t = 0; t < TT; ++t) {
             acc[t][b] = load(values + b * size);
         }
     }
     for (std::size_t r = 0; r < v.rank; ++r) {
         const float *row = values + (r + 2) * lanes;
+#pragma GCC unroll 8
         for (std::size_t b = 0; b < BB; ++b) {
             const Floats direction = load(row + b * size);
+#pragma GCC unroll 8
             for (std::size_t t = 0; t < TT; ++t) {
                 acc[t][b] = fma(direction, set1(points[t * stride + r]), acc[t][b]);
             }
         }
     }
+#pragma GCC unroll 8
     for (std::size_t t = 0; t < TT; ++t) {
+#pragma GCC unroll 8
         for (std::size_t b = 0; b < BB; ++b) {
             store(out + t * out_stride + b * lanes, acc[t][b]);
         }
@@ -54,24 +60,48 @@ void score(const BlocksView &v, std::size_t first, std::size_t blocks, const flo
     }
 }
 
-/// Turns one token's chunk of scores into choice scores, in place.
+/// Turns one token's chunk of scores into choice scores, in place, and takes the lane maxima of
+/// `groups` interleaved sets of blocks.
 inline void choose_chunk(const BlocksView &v, ChoiceView choice, std::size_t first,
-                         std::size_t blocks, float *scores) {
-    if (choice.choice == Choice::identity && !choice.biased) {
-        return;
-    }
-    for (std::size_t b = 0; b < blocks; ++b) {
+                         std::size_t blocks, float *scores, std::size_t groups, float *maxima) {
+    const bool plain = choice.choice == Choice::identity && !choice.biased;
+    for (std::size_t b = 0; !plain && b < blocks; ++b) {
         const float *bias = v.values + ((first + b) * (v.rank + 2) + 1) * lanes;
         store(scores + b * lanes, choose(choice, load(scores + b * lanes), bias));
+    }
+    for (std::size_t g = 0; g < groups; ++g) {
+        Floats best = set1(-__builtin_inff());
+        for (std::size_t b = g; b < blocks; b += groups) {
+            best = max(load(scores + b * lanes), best);
+        }
+        store(maxima + g * lanes, best);
+    }
+}
+
+/// Accepts four blocks with one branch where, as mostly, none of their experts reaches the
+/// threshold.
+inline void accept_four(Selection &s, const float *scores, const std::int32_t *ids,
+                        const std::uint16_t *valid) {
+    const Floats threshold = set1(s.threshold);
+    std::uint64_t hits = 0;
+    for (std::size_t b = 0; b < 4; ++b) {
+        const Mask m = not_less(load(scores + b * lanes), threshold) & valid[b];
+        hits |= static_cast<std::uint64_t>(m) << (b * lanes);
+    }
+    for (; hits != 0; hits &= hits - 1) {
+        const auto i = static_cast<std::size_t>(__builtin_ctzll(hits));
+        s.scores[s.held] = scores[i];
+        s.ids[s.held++] = ids[i];
     }
 }
 
 inline void select_chunk(const BlocksView &v, std::size_t first, std::size_t blocks,
                          const float *scores, Selection &s) {
-    if (s.held == 0) {
-        threshold_from_maxima(s, scores, blocks);
+    std::size_t b = 0;
+    for (; b + 4 <= blocks && s.threshold > -__builtin_inff(); b += 4) {
+        accept_four(s, scores + b * lanes, v.ids + (first + b) * lanes, v.valid + first + b);
     }
-    for (std::size_t b = 0; b < blocks; ++b) {
+    for (; b < blocks; ++b) {
         accept(s, load(scores + b * lanes), v.ids + (first + b) * lanes, v.valid[first + b]);
     }
     if (first + blocks < v.blocks && s.held > s.count) {
@@ -81,13 +111,19 @@ inline void select_chunk(const BlocksView &v, std::size_t first, std::size_t blo
 
 void scan(const BlocksView &v, ChoiceView choice, const float *points, std::size_t stride,
           std::size_t tokens, float *buffer, Selection *selections) {
+    const std::size_t count = selections[0].count;
+    const std::size_t wanted = (2 * count + lanes - 1) / lanes;
     for (std::size_t first = 0; first < v.blocks; first += chunk_blocks) {
         const std::size_t left = v.blocks - first;
         const std::size_t blocks = left < chunk_blocks ? left : chunk_blocks;
+        const std::size_t groups =
+            first == 0 && count <= lane_count_limit && blocks >= 2 * wanted ? wanted : 0;
+        alignas(64) float maxima[2 * lane_count_limit];
         score(v, first, blocks, points, stride, tokens, buffer);
         for (std::size_t t = 0; t < tokens; ++t) {
             float *scores = buffer + t * blocks * lanes;
-            choose_chunk(v, choice, first, blocks, scores);
+            choose_chunk(v, choice, first, blocks, scores, groups, maxima);
+            threshold_from_maxima(selections[t], maxima, groups);
             select_chunk(v, first, blocks, scores, selections[t]);
         }
     }

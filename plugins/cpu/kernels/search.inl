@@ -18,6 +18,10 @@ struct Query {
 };
 
 inline constexpr float search_range = 1e37F;
+/// Queue length from which entries below the threshold are dropped before each pop.
+inline constexpr std::size_t compact_size = 256;
+/// Largest C that is kept sorted by insertion.
+inline constexpr std::size_t insert_limit = 32;
 
 inline bool prepare(const TreeView &tree, Query &q) {
     const std::size_t rank = tree.leaves.rank;
@@ -72,40 +76,47 @@ inline Floats child_bounds(const TreeView &tree, ChoiceView choice, const Query 
     return choose_bound(choice, add(bound, set1(q.slack)), beta + lanes);
 }
 
-inline std::uint64_t entry_of(float bound, std::int32_t child) {
-    const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, bound + 0.0F);
-    const std::uint32_t ordered = (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
-    return static_cast<std::uint64_t>(ordered) << 32 | static_cast<std::uint32_t>(child);
-}
+/// The queue is two plain arrays: a push is a compress, a pop compares all. It rarely holds over a
+/// hundred entries, and a heap pays one mispredicted branch for each of its levels.
+struct Queue {
+    float *bounds;
+    std::int32_t *children;
+    std::size_t size;
+};
 
-inline float bound_of(std::uint64_t entry) {
-    const auto ordered = static_cast<std::uint32_t>(entry >> 32);
-    return __builtin_bit_cast(float, (ordered >> 31) != 0 ? ordered & 0x7FFFFFFFU : ~ordered);
-}
-
-inline void push(std::uint64_t *heap, std::size_t &size, std::uint64_t entry) {
-    std::size_t i = size++;
-    while (i > 0 && heap[(i - 1) / 2] < entry) {
-        heap[i] = heap[(i - 1) / 2];
-        i = (i - 1) / 2;
+/// Position of the best bound; the queue is not empty.
+inline std::size_t best_of(Queue &q) {
+    const std::size_t blocks = (q.size + lanes - 1) / lanes;
+    store(q.bounds + q.size, set1(-__builtin_inff()));
+    Floats best = load(q.bounds);
+    for (std::size_t b = 1; b < blocks; ++b) {
+        best = max(load(q.bounds + b * lanes), best);
     }
-    heap[i] = entry;
-}
-
-inline std::uint64_t pop(std::uint64_t *heap, std::size_t &size) {
-    const std::uint64_t best = heap[0];
-    const std::uint64_t last = heap[--size];
-    std::size_t i = 0;
-    for (std::size_t child = 1; child < size; child = 2 * i + 1) {
-        child += child + 1 < size && heap[child + 1] > heap[child] ? 1 : 0;
-        if (heap[child] <= last) {
-            break;
+    const Floats top = set1(maximum(best));
+    for (std::size_t b = 0; b < blocks; ++b) {
+        const Mask m = not_less(load(q.bounds + b * lanes), top);
+        if (m != 0) {
+            return b * lanes + static_cast<std::size_t>(__builtin_ctz(m));
         }
-        heap[i] = heap[child];
-        i = child;
     }
-    heap[i] = last;
-    return best;
+    return 0;
+}
+
+/// Forgets what a raised threshold has overtaken.
+inline void compact(Queue &q, float threshold) {
+    const std::size_t blocks = (q.size + lanes - 1) / lanes;
+    store(q.bounds + q.size, set1(-__builtin_inff()));
+    const std::size_t last = q.size % lanes == 0 ? 0xFFFFU : (1U << (q.size % lanes)) - 1U;
+    q.size = 0;
+    for (std::size_t b = 0; b < blocks; ++b) {
+        const Floats bounds = load(q.bounds + b * lanes);
+        const Ints children = load(q.children + b * lanes);
+        const Mask valid = b + 1 == blocks ? static_cast<Mask>(last) : 0xFFFFU;
+        const Mask m = not_less(bounds, set1(threshold)) & valid;
+        compress(q.bounds + q.size, m, bounds);
+        compress(q.children + q.size, m, children);
+        q.size += bits_set(m);
+    }
 }
 
 inline void open_leaf(const TreeView &tree, ChoiceView choice, const float *point,
@@ -114,54 +125,126 @@ inline void open_leaf(const TreeView &tree, ChoiceView choice, const float *poin
     alignas(64) float scores[lanes];
     score_tile<1, 1>(v, block, point, v.rank, scores, lanes);
     const float *bias = v.values + (block * (v.rank + 2) + 1) * lanes;
-    accept(s, choose(choice, load(scores), bias), v.ids + block * lanes, v.valid[block]);
-    if (s.held >= s.count) {
-        prune(s);
+    const Floats chosen = choose(choice, load(scores), bias);
+    const std::int32_t *ids = v.ids + block * lanes;
+    if (s.held < s.count || s.count > insert_limit) {
+        const std::size_t held = s.held;
+        accept(s, chosen, ids, v.valid[block]);
+        if (s.held > held && s.held >= s.count) {
+            prune(s);
+        }
+        return;
     }
+    store(scores, chosen);
+    for (Mask m = not_less(chosen, set1(s.threshold)) & v.valid[block]; m != 0; m &= m - 1) {
+        const auto lane = static_cast<std::size_t>(__builtin_ctz(m));
+        insert(s, scores[lane], ids[lane]);
+    }
+    const float worst = s.scores[s.count - 1];
+    s.threshold = worst > s.threshold ? worst : s.threshold;
 }
 
-inline void open_node(const TreeView &tree, ChoiceView choice, const Query &q, std::size_t node,
-                      float threshold, Workspace w, std::size_t &queued) {
+inline void open_node(const TreeView &tree, ChoiceView choice, const Query &query, std::size_t node,
+                      float threshold, Queue &q) {
     const std::size_t rows = 2 * tree.leaves.rank + tree.levels + 2;
-    const Floats bounds = child_bounds(tree, choice, q, tree.values + node * rows * lanes);
-    alignas(64) float bound[lanes];
-    store(bound, bounds);
-    Mask m = not_less(bounds, set1(threshold)) & tree.valid[node];
-    for (; m != 0; m &= m - 1) {
-        const int lane = __builtin_ctz(m);
-        const float b = bound[lane] == bound[lane] ? bound[lane] : __builtin_inff();
-        push(w.queue, queued,
-             entry_of(b, tree.children[node * lanes + static_cast<std::size_t>(lane)]));
+    // A bound that is NaN bounds nothing: min() turns it into infinity.
+    const Floats bounds = min(child_bounds(tree, choice, query, tree.values + node * rows * lanes),
+                              set1(__builtin_inff()));
+    const Mask m = not_less(bounds, set1(threshold)) & tree.valid[node];
+    compress(q.bounds + q.size, m, bounds);
+    compress(q.children + q.size, m, load(tree.children + node * lanes));
+    q.size += bits_set(m);
+}
+
+/// One token's search between two of its turns.
+struct Search {
+    Query query;
+    Queue queue;
+    Selection *selection;
+    std::size_t opened;
+    std::int32_t child; ///< what the next turn opens: a node, or the complement of a leaf block
+    bool active, found;
+};
+
+inline void prefetch(const void *begin, std::size_t bytes) {
+    const char *p = static_cast<const char *>(begin);
+    for (std::size_t i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(p + i);
     }
 }
 
-bool search(const TreeView &tree, ChoiceView choice, const float *point, Workspace w, Selection &s,
-            SearchCount &count) {
+inline void prefetch_child(const TreeView &tree, std::int32_t child) {
+    const std::size_t row = lanes * sizeof(float);
     const std::size_t rank = tree.leaves.rank;
-    Query q{point, w.floats, w.edges, w.floats + rank, 0.0F};
-    if (!prepare(tree, q)) {
-        return false;
+    if (child >= 0) {
+        const std::size_t rows = 2 * rank + tree.levels + 2;
+        prefetch(tree.values + static_cast<std::size_t>(child) * rows * lanes, rows * row);
+        prefetch(tree.children + static_cast<std::size_t>(child) * lanes, row);
+    } else {
+        const std::size_t rows = rank + 2;
+        prefetch(tree.leaves.values + static_cast<std::size_t>(~child) * rows * lanes, rows * row);
+        prefetch(tree.leaves.ids + static_cast<std::size_t>(~child) * lanes, row);
     }
-    std::size_t queued = 0;
-    std::size_t opened = 0;
-    push(w.queue, queued, entry_of(__builtin_inff(), 0));
-    while (queued > 0) {
-        const std::uint64_t entry = pop(w.queue, queued);
-        if (bound_of(entry) < s.threshold) {
-            break;
-        }
-        const auto child = static_cast<std::int32_t>(static_cast<std::uint32_t>(entry));
-        if (child >= 0) {
-            ++count.nodes;
-            open_node(tree, choice, q, static_cast<std::size_t>(child), s.threshold, w, queued);
-            continue;
-        }
-        if (++opened > tree.budget) {
-            return false;
-        }
-        open_leaf(tree, choice, point, static_cast<std::size_t>(~child), s);
+}
+
+/// Opens the chosen child and chooses the next one.
+inline void take_turn(const TreeView &tree, ChoiceView choice, Search &s, SearchCount &count) {
+    if (++s.opened > tree.budget) {
+        s.active = false;
+        return;
     }
-    count.leaves += opened;
-    finish(s);
-    return true;
+    Queue &q = s.queue;
+    if (s.child >= 0) {
+        ++count.nodes;
+        open_node(tree, choice, s.query, static_cast<std::size_t>(s.child), s.selection->threshold,
+                  q);
+    } else {
+        ++count.leaves;
+        open_leaf(tree, choice, s.query.point, static_cast<std::size_t>(~s.child), *s.selection);
+    }
+    if (q.size > compact_size) {
+        compact(q, s.selection->threshold);
+    }
+    const std::size_t best = q.size == 0 ? 0 : best_of(q);
+    if (q.size == 0 || q.bounds[best] < s.selection->threshold) {
+        s.active = false;
+        s.found = true;
+        return;
+    }
+    s.child = q.children[best];
+    q.bounds[best] = q.bounds[--q.size];
+    q.children[best] = q.children[q.size];
+    prefetch_child(tree, s.child);
+}
+
+void search(const TreeView &tree, ChoiceView choice, const float *points, std::size_t stride,
+            std::size_t tokens, const Workspace *workspaces, Selection *selections,
+            SearchCount &count, bool *found) {
+    Search searches[search_tokens];
+    for (std::size_t t = 0; t < tokens; ++t) {
+        const Workspace &w = workspaces[t];
+        Search &s = searches[t];
+        s.query = {points + t * stride, w.floats, w.edges, w.floats + tree.leaves.rank, 0.0F};
+        s.queue = {w.bounds, w.children, 0};
+        s.selection = &selections[t];
+        s.opened = 0;
+        s.child = 0;
+        s.found = false;
+        s.active = prepare(tree, s.query);
+    }
+    for (bool any = true; any;) {
+        any = false;
+        for (std::size_t t = 0; t < tokens; ++t) {
+            if (searches[t].active) {
+                take_turn(tree, choice, searches[t], count);
+                any = true;
+            }
+        }
+    }
+    for (std::size_t t = 0; t < tokens; ++t) {
+        found[t] = searches[t].found;
+        if (found[t]) {
+            finish(selections[t]);
+        }
+    }
 }

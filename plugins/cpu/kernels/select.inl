@@ -65,21 +65,8 @@ inline void prune(Selection &s) {
     }
 }
 
-/// A first threshold: the C-th largest of 16 G disjoint groups' maxima is not above the C-th best
-/// score.
-inline void threshold_from_maxima(Selection &s, const float *scores, std::size_t blocks) {
-    const std::size_t groups = (2 * s.count + lanes - 1) / lanes;
-    if (s.count > lane_count_limit || blocks < 2 * groups) {
-        return;
-    }
-    alignas(64) float maxima[2 * lane_count_limit];
-    for (std::size_t g = 0; g < groups; ++g) {
-        Floats best = set1(-__builtin_inff());
-        for (std::size_t b = g; b < blocks; b += groups) {
-            best = max(load(scores + b * lanes), best);
-        }
-        store(maxima + g * lanes, best);
-    }
+/// The C-th largest of disjoint groups' maxima is not above the C-th best score: a first threshold.
+inline void threshold_from_maxima(Selection &s, const float *maxima, std::size_t groups) {
     for (std::size_t i = 0; i < groups * lanes; ++i) {
         const Floats value = set1(maxima[i]);
         std::size_t above = 0;
@@ -89,4 +76,20 @@ inline void threshold_from_maxima(Selection &s, const float *scores, std::size_t
         const float raised = above >= s.count ? maxima[i] : s.threshold;
         s.threshold = raised > s.threshold ? raised : s.threshold;
     }
+}
+
+/// Sorted insertion into a full selection: cheaper than a sort where few entries arrive.
+inline void insert(Selection &s, float score, std::int32_t id) {
+    std::size_t i = s.count - 1;
+    if (!(score > s.scores[i] || (score == s.scores[i] && id < s.ids[i]) ||
+          s.scores[i] != s.scores[i])) {
+        return;
+    }
+    while (i > 0 && (score > s.scores[i - 1] || (score == s.scores[i - 1] && id < s.ids[i - 1]))) {
+        s.scores[i] = s.scores[i - 1];
+        s.ids[i] = s.ids[i - 1];
+        --i;
+    }
+    s.scores[i] = score;
+    s.ids[i] = id;
 }

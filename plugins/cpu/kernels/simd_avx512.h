@@ -75,6 +75,11 @@ inline float sum(Floats a) {
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 
+/// Largest lane; no lane is NaN.
+inline float maximum(Floats a) {
+    return _mm512_reduce_max_ps(a.v);
+}
+
 inline Ints load(const std::int32_t *p) {
     return {_mm512_loadu_si512(p)};
 }

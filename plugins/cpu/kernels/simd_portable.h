@@ -103,6 +103,15 @@ inline float sum(const Floats &a) {
     return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
+/// Largest lane; no lane is NaN.
+inline float maximum(const Floats &a) {
+    float best = a.v[0];
+    for (std::size_t i = 1; i < 16; ++i) {
+        best = a.v[i] > best ? a.v[i] : best;
+    }
+    return best;
+}
+
 inline Ints load(const std::int32_t *p) {
     Ints out;
     __builtin_memcpy(out.v, p, sizeof out.v);
