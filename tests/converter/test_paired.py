@@ -30,7 +30,7 @@ def test_a_constant_gap_is_found_exactly(rng: np.random.Generator) -> None:
 
 
 def test_long_documents_are_cut_into_blocks() -> None:
-    blocks = window_blocks(windows(1, 2 * BLOCK_WINDOWS + 1) + [Window(1, (1, 2))])
+    blocks = window_blocks([*windows(1, 2 * BLOCK_WINDOWS + 1), Window(1, (1, 2))])
     assert blocks.tolist() == [0] * BLOCK_WINDOWS + [1] * BLOCK_WINDOWS + [2, 3]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,6 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def model32() -> Iterator[Any]:
+def model32() -> Any:
     """The untouched demo model in float32."""
-    yield load_base(CHECKPOINT, dtype=torch.float32)[0]
+    return load_base(CHECKPOINT, dtype=torch.float32)[0]

@@ -135,5 +135,5 @@ def test_nan_in_the_hidden_states_is_refused(broken: Path, tmp_path: Path) -> No
 
 def test_too_little_text_for_the_certificate_is_refused(tmp_path: Path) -> None:
     settings = {**QUICK, "tokens": 3000, "alpha": 0.001}
-    with pytest.raises(TextError, match="certify split: expected 999 tokens for alpha 0.001"):
+    with pytest.raises(TextError, match=r"certify split: expected 999 tokens for alpha 0\.001"):
         convert_checkpoint(str(CHECKPOINT), out=tmp_path / "out", **settings)
