@@ -28,7 +28,7 @@ def risk_curve(site: RouterSite, rule: GateRule, geometry: Geometry, hidden: tor
     mass = np.zeros(rule.experts)
     count = np.zeros(rule.experts)
     with torch.inference_mode():
-        for chunk in hidden.split(CHUNK):
+        for chunk in torch.split(hidden, CHUNK):
             ranks, weights = _true_ranks(site, rule, scorer, chunk.to(device))
             mass += np.bincount(ranks.ravel(), weights.ravel(), minlength=rule.experts)
             count += np.bincount(ranks.ravel(), minlength=rule.experts)

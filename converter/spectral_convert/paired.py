@@ -60,8 +60,10 @@ def compare(
         seed: of the resampling.
     """
     blocks = window_blocks(windows)
-    count = np.bincount(blocks, [len(x) for x in base])
-    gap = np.bincount(blocks, [float((c - b).sum()) for b, c in zip(base, converted, strict=True)])
+    count = np.bincount(blocks, [float(len(x)) for x in base]).astype(np.float64)
+    gap = np.bincount(blocks, [float((c - b).sum()) for b, c in zip(base, converted, strict=True)]).astype(
+        np.float64
+    )
     tokens = int(count.sum())
     mean_base = sum(float(x.sum()) for x in base) / tokens
     mean = sum(float(x.sum()) for x in converted) / tokens

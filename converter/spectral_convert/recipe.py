@@ -75,7 +75,7 @@ def load_recipe(path: str | Path) -> Recipe:
     return dataclasses.replace(recipe, **_beside(path.parent, recipe))
 
 
-def _beside(folder: Path, recipe: Recipe) -> dict[str, str]:
+def _beside(folder: Path, recipe: Recipe) -> dict[str, Any]:
     paths = {"model": recipe.model, "calibration": recipe.calibration}
     return {key: str(folder / value) for key, value in paths.items() if value and (folder / value).exists()}
 

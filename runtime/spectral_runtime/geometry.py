@@ -114,4 +114,4 @@ def sphere_radii(geometry: Geometry) -> Floats:
     """
     squared = (geometry.centres.astype(np.float64) ** 2).sum(axis=-1)
     squared[0] += widened(geometry).beta
-    return np.sqrt(squared - squared.min(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(np.sqrt(squared - squared.min(axis=1, keepdims=True)), dtype=np.float32)
