@@ -13,8 +13,10 @@ import click
 
 import spectral_runtime
 from spectral_convert.analyse.command import analyse
-from spectral_convert.options import Command, json_option, model_options, show
+from spectral_convert.export.commands import export_command
+from spectral_convert.options import Command, json_option, model_options, show, torch_options
 from spectral_convert.recipe import Recipe
+from spectral_convert.verbs import families_command
 from spectral_runtime.errors import InternalError, UserError
 
 
@@ -28,6 +30,8 @@ def spectral(verbose: bool) -> None:
     convert   checkpoint -> bundle          inspect   what a bundle holds
     evaluate  converted against untouched   generate  text, both ways
     bench     routing time, gate against geometry
+    export    bundle -> ONNX
+    families  which architectures convert, and by which rule
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
@@ -101,8 +105,7 @@ def inspect_command(bundle: str, as_json: bool) -> None:
 @click.option("--prompt", required=True, help="Text to continue.")
 @model_options
 @click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Length of the continuation.")
-@click.option("--dtype", default="float32", show_default=True, help="torch dtype.")
-@click.option("--device", default="cpu", show_default=True, help="torch device.")
+@torch_options
 @json_option
 def generate_command(bundle: str, as_json: bool, **settings: Any) -> None:
     """Continue a prompt with and without the geometric routers of BUNDLE."""
@@ -118,27 +121,48 @@ def generate_command(bundle: str, as_json: bool, **settings: Any) -> None:
 
 @spectral.command("evaluate")
 @click.argument("bundle")
-@click.option(
-    "--text", required=True, help="UTF-8 file or folder of .txt; documents separated by a form feed."
-)
+@click.option("--text", help="UTF-8 file or folder of .txt; documents separated by a form feed.")
 @model_options
-@click.option("--max-tokens", type=int, help="Stop after this many tokens.")
-@click.option("--sequence-length", type=int, default=1024, show_default=True, help="Tokens per window.")
-@click.option("--dtype", default="float32", show_default=True, help="torch dtype.")
-@click.option("--device", default="cpu", show_default=True, help="torch device.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--max-tokens", type=click.IntRange(2), help="Stop after this many tokens.")
+@click.option(
+    "--sequence-length", type=click.IntRange(2), default=1024, show_default=True, help="Tokens per window."
+)
+@click.option("--stride", type=int, help="Tokens from window to window.  [default: no overlap]")
+@click.option("--pairs", help="Minimal pairs: a .jsonl with sentence_good and sentence_bad, or a folder.")
+@click.option("--max-pairs", type=click.IntRange(1), help="Pairs of each file.")
+@click.option("--tasks", default="", help="lm-eval tasks, separated by commas; needs lm-eval.")
+@click.option("--task-limit", type=click.IntRange(1), help="Examples a task.")
+@click.option("--task-folder", help="Folder of further lm-eval task definitions.")
+@click.option("--long-context", is_flag=True, help="Perplexity by position, pass key, copying.")
+@click.option("--max-length", type=click.IntRange(128), help="Longest context.  [default: the model's limit]")
+@click.option("--trials", type=click.IntRange(1), default=8, show_default=True, help="Probes a length.")
+@torch_options
+@click.option("--seed", type=int, default=0, show_default=True, help="Of bootstraps and probes.")
+@click.option("--evidence", type=click.Path(), help="Write the record to this JSON file too.")
 @json_option
-def evaluate_command(bundle: str, as_json: bool, **settings: Any) -> None:
-    """Compare BUNDLE with the untouched model on a text: perplexity, recall, kept weight."""
+def evaluate_command(bundle: str, as_json: bool, tasks: str, **settings: Any) -> None:
+    """Compare BUNDLE with the untouched model: text, minimal pairs, tasks, long context."""
+    from spectral_convert.downstream.shown import downstream_tables
     from spectral_convert.evaluate import evaluate_bundle
     from spectral_convert.terminal import evaluation_table, perplexity_line
 
-    record = evaluate_bundle(bundle, **settings)
-    show(
-        record,
-        as_json,
-        lambda out: [out.print(x) for x in (evaluation_table(record), perplexity_line(record))],
-    )
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    record = evaluate_bundle(bundle, tasks=names, **settings)
+    shown = [evaluation_table(record), perplexity_line(record)] if "ppl" in record else []
+    show(record, as_json, lambda out: [out.print(x) for x in (*shown, *downstream_tables(record))])
+
+
+@spectral.command("compare")
+@click.argument("first", type=click.Path())
+@click.argument("second", type=click.Path())
+@json_option
+def compare_command(first: str, second: str, as_json: bool) -> None:
+    """Compare two evidence files of `evaluate`; refused when their protocols differ."""
+    from spectral_convert.compare import compare_evidence
+    from spectral_convert.terminal import comparison_table
+
+    record = compare_evidence(first, second)
+    show(record, as_json, lambda out: out.print(comparison_table(record)))
 
 
 @spectral.command("bench")
@@ -163,6 +187,8 @@ def bench_command(bundle: str, as_json: bool, **settings: Any) -> None:
 
 
 spectral.add_command(analyse)
+spectral.add_command(export_command)
+spectral.add_command(families_command)
 
 
 def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spectral_convert.downstream.parts import Parts, Routing, measure_parts
+from spectral_convert.evidence import write_evidence
 from spectral_convert.forward import Batch, run_batches, token_losses, watch_routers
 from spectral_convert.paired import PairedPerplexity, compare
 from spectral_convert.text import TextSet, whole_text
@@ -145,24 +147,34 @@ def _losses(text: TextSet, runs: Any) -> list[NDArray[np.float64]]:
     batch: Batch
     for batch, logits in runs:
         for number, loss in zip(batch.numbers, token_losses(batch, logits), strict=True):
-            losses[number] = loss
+            losses[number] = loss[text.windows[number].scored_from - 1 :]
     return losses
 
 
 def evaluate_bundle(
     bundle: str | Path,
     *,
-    text: str | Path,
+    text: str | Path | None = None,
     base: str | None = None,
     mode: Mode | None = None,
     candidates: int | None = None,
     max_tokens: int | None = None,
     sequence_length: int = 1024,
+    stride: int | None = None,
+    pairs: str | Path | None = None,
+    max_pairs: int | None = None,
+    tasks: Sequence[str] = (),
+    task_limit: int | None = None,
+    task_folder: str | Path | None = None,
+    long_context: bool = False,
+    max_length: int | None = None,
+    trials: int = 8,
     dtype: str = "float32",
     device: str = "cpu",
     seed: int = 0,
+    evidence: str | Path | None = None,
 ) -> dict[str, Any]:
-    """`evaluate_model` from names: loads bundle, base model and text, and returns the evidence record.
+    """The bundle against the untouched model, in one process: text, pairs, tasks, length, as asked.
 
     Args:
         bundle: folder or hub id.
@@ -172,16 +184,46 @@ def evaluate_bundle(
         candidates: overrides C.
         max_tokens: stop after this many tokens of text.
         sequence_length: tokens per window.
+        stride: tokens from one window to the next; None: windows do not overlap.
+        pairs: JSONL of minimal pairs, or a folder of them.
+        max_pairs: of each file.
+        tasks: of lm-evaluation-harness.
+        task_limit: examples a task.
+        task_folder: of further task definitions.
+        long_context: perplexity by position, pass key and copying; needs `text`.
+        max_length: longest context tried; None: the model's limit.
+        trials: probes of every length.
         dtype: torch dtype of both models.
         device: torch device.
-        seed: of the bootstrap.
+        seed: of bootstraps and probes.
+        evidence: JSON file the record is written to as well.
+
+    Raises:
+        UserError: nothing to evaluate on, unreadable input, or a bundle for another model.
     """
+    parts = Parts(
+        text=text, max_tokens=max_tokens, sequence_length=sequence_length, stride=stride, pairs=pairs,
+        max_pairs=max_pairs, tasks=tuple(tasks), task_limit=task_limit, task_folder=task_folder,
+        long_context=long_context, max_length=max_length, trials=trials, seed=seed,
+    )  # fmt: skip
+    parts.check()
     loaded = load_bundle(bundle)
     named = loaded.manifest.base_model
     revision = None if base else named.revision
     model, tokenizer = load_base(base or named.id, revision=revision, dtype=dtype, device=device)
-    content = whole_text(tokenizer, text, sequence_length, max_tokens)
-    evaluation = evaluate_model(
-        model, loaded, content, mode=mode, candidates=candidates, sequence_length=sequence_length, seed=seed
-    )
-    return {**evaluation.as_json(), "mode": mode, "candidates": candidates, "dtype": dtype, "device": device}
+    routing = Routing(model, tokenizer, loaded, mode, candidates)
+    record: dict[str, Any] = {}
+    if text is not None:
+        content = whole_text(tokenizer, text, sequence_length, max_tokens, stride=stride)
+        settings: dict[str, Any] = {
+            "mode": mode,
+            "candidates": candidates,
+            "sequence_length": sequence_length,
+        }
+        record |= evaluate_model(model, loaded, content, seed=seed, **settings).as_json()
+    record |= measure_parts(routing, parts)
+    record |= {"mode": mode, "candidates": candidates, "dtype": dtype, "device": device}
+    record["protocol"] = parts.protocol(record) | {"dtype": dtype, "base_routers": named.routers_sha256}
+    if evidence is not None:
+        write_evidence(evidence, "evaluate", record)
+    return record

@@ -76,6 +76,15 @@ def perplexity_line(record: dict[str, Any]) -> str:
     )
 
 
+def comparison_table(record: dict[str, Any]) -> Table:
+    """What two evaluations measured in common."""
+    rows = [
+        (row["measure"], f"{row['first']:.4f}", f"{row['second']:.4f}", f"{row['delta']:+.4f}")
+        for row in record["measures"]
+    ]
+    return table("same protocol", ("measure", "first", "second", "second - first"), rows)
+
+
 def bench_table(record: dict[str, Any]) -> Table:
     """The timings of `bench`."""
     rows = [

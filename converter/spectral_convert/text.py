@@ -37,6 +37,8 @@ class Window:
     document: int
     """Number of the document within its set."""
     ids: tuple[int, ...]
+    scored_from: int = 1
+    """Position of the first token that counts; those before it are context, scored in an earlier window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,31 @@ def windows_of(ids: Sequence[int], document: int, length: int) -> Iterator[Windo
     return (Window(document, piece) for piece in pieces_of(ids, length))
 
 
+def strided_windows(ids: Sequence[int], document: int, length: int, stride: int) -> Iterator[Window]:
+    """Overlapping windows `stride` apart: every token but the first is scored once."""
+    for start in range(0, len(ids), stride):
+        scored = 1 if start == 0 else length - stride
+        piece = tuple(ids[start : start + length])
+        if len(piece) > scored:
+            yield Window(document, piece, scored)
+        if start + length >= len(ids):
+            break
+
+
 def text_set(documents: Sequence[tuple[Document, Sequence[tuple[int, ...]]]]) -> TextSet:
     """Windows and digest of documents already cut into pieces."""
     windows = tuple(Window(i, piece) for i, (_, pieces) in enumerate(documents) for piece in pieces)
-    digest = hashlib.sha256("".join(sorted(doc.sha256 for doc, _ in documents)).encode()).hexdigest()
-    return TextSet(
-        windows, Split(documents=len(documents), tokens=sum(len(w.ids) for w in windows), sha256=digest)
-    )
+    return _identified(windows, [document for document, _ in documents])
+
+
+def _identified(windows: tuple[Window, ...], documents: Sequence[Document]) -> TextSet:
+    digest = hashlib.sha256("".join(sorted(document.sha256 for document in documents)).encode()).hexdigest()
+    return TextSet(windows, Split(documents=len(documents), tokens=_distinct_tokens(windows), sha256=digest))
+
+
+def _distinct_tokens(windows: Sequence[Window]) -> int:
+    """A window that starts afresh brings its first token; an overlapping one brings what it scores."""
+    return sum(len(w.ids) - (0 if w.scored_from == 1 else w.scored_from) for w in windows)
 
 
 def tokenise(tokenizer: Any, document: Document, limit: int | None = None) -> list[int]:
@@ -102,24 +122,40 @@ def tokenise(tokenizer: Any, document: Document, limit: int | None = None) -> li
     return list(ids[:limit])
 
 
-def whole_text(tokenizer: Any, source: str | Path, length: int, max_tokens: int | None = None) -> TextSet:
+def whole_text(
+    tokenizer: Any,
+    source: str | Path,
+    length: int,
+    max_tokens: int | None = None,
+    *,
+    stride: int | None = None,
+) -> TextSet:
     """All documents of a source in their order, cut at `max_tokens`.
+
+    With a `stride` below `length` windows overlap: see `strided_windows`.
 
     Raises:
         TextError: when no document has two tokens.
     """
-    taken: list[tuple[Document, list[tuple[int, ...]]]] = []
+    taken: list[tuple[Document, list[int]]] = []
     left = max_tokens
     for document in read_documents(source):
         ids = tokenise(tokenizer, document, left)
-        taken.append((document, pieces_of(ids, length)))
+        taken.append((document, ids))
         left = None if left is None else left - len(ids)
         if left is not None and left < 2:
             break
-    result = text_set(taken)
+    result = _cut(taken, length, stride)
     if not result.windows:
         raise TextError(str(source), expected="a document of two tokens or more", found="none")
     return result
+
+
+def _cut(documents: Sequence[tuple[Document, list[int]]], length: int, stride: int | None) -> TextSet:
+    if stride is None or stride == length:
+        return text_set([(document, pieces_of(ids, length)) for document, ids in documents])
+    windows = (w for i, (_, ids) in enumerate(documents) for w in strided_windows(ids, i, length, stride))
+    return _identified(tuple(windows), [document for document, _ in documents])
 
 
 def calibration_splits(
