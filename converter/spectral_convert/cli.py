@@ -17,6 +17,7 @@ from spectral_convert.export.commands import export_command
 from spectral_convert.options import Command, json_option, model_options, show, torch_options
 from spectral_convert.recipe import Recipe
 from spectral_convert.verbs import families_command
+from spectral_convert.verbs import families_command
 from spectral_runtime.errors import InternalError, UserError
 
 
@@ -30,6 +31,7 @@ def spectral(verbose: bool) -> None:
     convert   checkpoint -> bundle          inspect   what a bundle holds
     evaluate  converted against untouched   generate  text, both ways
     bench     routing time, gate against geometry
+    families  which architectures convert, and by which rule
     export    bundle -> ONNX
     families  which architectures convert, and by which rule
     """
@@ -188,6 +190,9 @@ def bench_command(bundle: str, as_json: bool, **settings: Any) -> None:
 
 spectral.add_command(analyse)
 spectral.add_command(export_command)
+spectral.add_command(families_command)
+
+
 spectral.add_command(families_command)
 
 

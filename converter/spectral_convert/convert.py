@@ -16,7 +16,7 @@ from spectral_convert.captured import LayerCapture
 from spectral_convert.card import model_card
 from spectral_convert.certify import certify_layer, require_disjoint, risk_curve
 from spectral_convert.evaluate import Evaluation, evaluate_model
-from spectral_convert.families import classify_router
+from spectral_convert.families import classify_routers
 from spectral_convert.fit import fit_layer
 from spectral_convert.recipe import Recipe, resolve
 from spectral_convert.text import TextSet, calibration_splits
@@ -60,7 +60,7 @@ def convert_checkpoint(
         resolved.model, revision=resolved.revision, dtype=_dtype(resolved), device=resolved.device
     )
     sites = find_routers(network)
-    rules = [classify_router(site) for site in sites]
+    rules = classify_routers(sites)
     assert resolved.calibration is not None
     texts = calibration_splits(
         tokenizer, resolved.calibration,

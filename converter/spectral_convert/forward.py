@@ -69,13 +69,13 @@ Record = Callable[[int, torch.Tensor, Any], None]
 def watch_routers(
     model: Any, sites: Sequence[RouterSite], windows: Sequence[Window], label: str, record: Record
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """`run_batches`, with `record(layer, hidden [T, D], (weights, ids) [T, K])` for every router call, unpadded.
+    """`run_batches`, with `record(layer, hidden [T, D], (weights, ids) [T, K])` for every router call.
 
     Raises:
         ModelError: when a hidden state is not finite, or a router was bypassed.
     """
     watch = _Watch(record, [0] * len(sites))
-    handles = [site.module.register_forward_hook(watch.hook(i, site.path)) for i, site in enumerate(sites)]
+    handles = [site.module.register_forward_hook(watch.hook(i, site)) for i, site in enumerate(sites)]
     count = 0
     try:
         for result in run_batches(model, windows, label, watch.start):
@@ -103,17 +103,18 @@ class _Watch:
     def start(self, batch: Batch) -> None:
         self.keep = batch.keep.reshape(-1)
 
-    def hook(self, layer: int, path: str) -> Callable[..., None]:
+    def hook(self, layer: int, site: RouterSite) -> Callable[..., None]:
         def observe(_: Any, args: Any, output: Any) -> None:
             keep = self.keep.to(args[0].device)
-            hidden = args[0].reshape(-1, args[0].shape[-1])[keep]
+            hidden = site.gate_input(args[0])[keep]
             if not torch.isfinite(hidden).all():
                 remedy = "the checkpoint or the dtype overflows: try --dtype float32"
                 raise ModelError(
-                    path, expected="finite hidden states", found="NaN or infinity", remedy=remedy
+                    site.path, expected="finite hidden states", found="NaN or infinity", remedy=remedy
                 )
             self.calls[layer] += 1
-            self.record(layer, hidden, (output[1][keep], output[2][keep]))
+            weights, ids = site.route_of(output)
+            self.record(layer, hidden, (weights[keep], ids[keep]))
 
         return observe
 

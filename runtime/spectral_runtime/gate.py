@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spectral_runtime.errors import ConfigError
 
 Score = Literal["softmax", "sigmoid", "sqrtsoftplus", "logits"]
-Weight = Literal["score", "softmax", "sigmoid"]
+Weight = Literal["score", "softmax", "sigmoid", "sparsemixer"]
 Dtype = Literal["model", "float32"]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -22,8 +22,9 @@ class GateRule:
     """How a family turns E logits into K experts and weights.
 
     Choice: `score(logits) + choice_bias`, limited to the best `groups_kept` of `groups` groups, top K.
-    Weights: the chosen experts' scores (without the bias), or a softmax/sigmoid of their logits; then
-    divided by `max(sum, normalise_min) + normalise_eps` if `normalise`, times `scale`.
+    Weights: the chosen experts' scores (without the bias), or a softmax/sigmoid of their logits, or one
+    softmax a pick over the logits near the largest one left (`sparsemixer`, Liu et al. 2024); then divided
+    by `max(sum, normalise_min) + normalise_eps` if `normalise`, times `scale`.
     """
 
     experts: int
@@ -39,14 +40,25 @@ class GateRule:
     normalise_eps: float = 0.0
     normalise_min: float = 0.0
     scale: float = 1.0
+    logit_scale: float = 1.0
+    """Logits are multiplied by this before anything else."""
+    softcap: float = 0.0
+    """Then bent to `softcap * tanh(logit / softcap)`; 0 leaves them."""
+    threshold: float = 0.0
+    """`sparsemixer` drops logits further than this below the largest, relative to the larger magnitude."""
+    expert_scale: bool = False
+    """The family multiplies the weights by a scale per expert, which stays with the base model."""
     linear: Dtype = "model"
     """dtype in which the gate multiplies: the model's, or float32 from up-cast operands."""
+    scores: Dtype = "float32"
+    """dtype in which logits become scores: float32, or that of the logits."""
     returns: Dtype = "model"
     """dtype of the weights that the experts receive."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.experts:
-            raise ConfigError("rule.top_k", expected=f"1 to {self.experts} (the experts)", found=str(self.top_k))
+            expected = f"1 to {self.experts} (the experts)"
+            raise ConfigError("rule.top_k", expected=expected, found=str(self.top_k))
         if self.groups < 1 or self.experts % self.groups or not 1 <= self.groups_kept <= self.groups:
             found = f"{self.groups} groups, {self.groups_kept} kept, {self.experts} experts"
             raise ConfigError("rule.groups", expected="groups that divide the experts", found=found)
@@ -54,7 +66,8 @@ class GateRule:
     @property
     def shift_invariant(self) -> bool:
         """Whether adding one number to all logits of a token changes neither choice nor weights."""
-        return self.score in ("softmax", "logits") and not self.choice_bias and self.weight != "sigmoid"
+        plain = self.weight in ("score", "softmax") and not self.choice_bias and not self.softcap
+        return plain and self.score in ("softmax", "logits")
 
     @property
     def monotone(self) -> bool:
@@ -73,8 +86,18 @@ def sigmoid(logits: Floats) -> Floats:
     return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), dtype=np.float32)
 
 
+def bent_logits(rule: GateRule, logits: Floats) -> Floats:
+    """Logits float32 [T, E] after the family's own scaling and soft cap; both keep their order."""
+    if rule.logit_scale != 1.0:
+        logits = logits * np.float32(rule.logit_scale)
+    if rule.softcap:
+        logits = np.tanh(logits / np.float32(rule.softcap)) * np.float32(rule.softcap)
+    return logits
+
+
 def expert_scores(rule: GateRule, logits: Floats) -> Floats:
     """The family's score of every expert, float32 [T, E], before any bias."""
+    logits = bent_logits(rule, logits)
     if rule.score == "softmax":
         return softmax(logits)
     if rule.score == "sigmoid":
@@ -127,7 +150,9 @@ def select_experts(
 
 def expert_weights(rule: GateRule, scores: Floats, logits: Floats, ids: Ints) -> Floats:
     """Weights float32 [T, K] of the chosen experts, from their scores or logits [T, E]."""
-    source = scores if rule.weight == "score" else logits
+    if rule.weight == "sparsemixer":
+        return sparsemixer_weights(rule, logits, ids) * np.float32(rule.scale)
+    source = scores if rule.weight == "score" else bent_logits(rule, logits)
     chosen = np.take_along_axis(source, ids.astype(np.int64), axis=-1)
     if rule.weight == "softmax":
         chosen = softmax(chosen)
@@ -137,3 +162,18 @@ def expert_weights(rule: GateRule, scores: Floats, logits: Floats, ids: Ints) ->
         total = np.maximum(chosen.sum(axis=-1, keepdims=True), np.float32(rule.normalise_min))
         chosen = chosen / (total + np.float32(rule.normalise_eps))
     return np.asarray(chosen * np.float32(rule.scale), dtype=np.float32)
+
+
+def sparsemixer_weights(rule: GateRule, logits: Floats, ids: Ints) -> Floats:
+    """Weights float32 [T, K]: each pick's share of a softmax over the logits near it, earlier picks out."""
+    weights = np.empty(ids.shape, np.float32)
+    left = np.array(logits, np.float32)
+    for pick in range(ids.shape[-1]):
+        best = left.max(axis=-1, keepdims=True)
+        far = (best - logits) / np.maximum(np.abs(logits), best) > np.float32(rule.threshold)
+        chosen = ids[..., pick : pick + 1].astype(np.int64)
+        np.put_along_axis(far, chosen, False, axis=-1)
+        shares = softmax(np.where(far, -np.inf, left))
+        weights[..., pick] = np.take_along_axis(shares, chosen, axis=-1)[..., 0]
+        np.put_along_axis(left, chosen, np.float32(-np.inf), axis=-1)
+    return weights

@@ -52,6 +52,8 @@ def choice_scores(rule: GateRule, logits: Floats, choice_bias: Floats | None) ->
 
 def separable(rule: GateRule, geometry: Geometry, choice_bias: Floats | None) -> bool:
     """Whether a search may rank each expert alone, without the common mode of the token."""
+    if choice_bias is not None and (rule.softcap or rule.logit_scale != 1.0):
+        return False  # the back-ends add the bias to scores of unbent logits
     plain = rule.score == "logits" or (rule.score == "softmax" and choice_bias is None)
     return plain or (rule.score != "softmax" and geometry.common is None)
 

@@ -1,4 +1,4 @@
-"""Every family: its rule is found, its routers are replaced without a trace, it converts, generates, evaluates."""
+"""Every family: its rule is found, its routers replaced without a trace; it converts, generates, evaluates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from spectral_runtime.attach.layer import AttachedLayer
 from spectral_runtime.attach.load import load_base
 
 SIGMOID = {"score": "sigmoid", "normalise": True}
-GROUPS = {**SIGMOID, "choice_bias": True, "groups": 4, "groups_kept": 2, "linear": "float32", "returns": "float32"}
+GROUPS = {
+    **SIGMOID,
+    "choice_bias": True,
+    "groups": 4,
+    "groups_kept": 2,
+    "linear": "float32",
+    "returns": "float32",
+}
 TOP_FIRST = {"score": "logits", "weight": "softmax"}
 RULES: dict[str, dict[str, Any]] = {
     "olmoe": {"score": "softmax", "normalise": False, "returns": "model"},
@@ -29,7 +36,13 @@ RULES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"score": "softmax", "normalise": True, "returns": "model"},
     "qwen3_next": {"score": "softmax", "normalise": True},
     "qwen3_5_moe_text": {"score": "softmax", "normalise": True},
-    "deepseek_v2": {"score": "softmax", "groups": 4, "group_score": "max", "linear": "float32", "normalise": False},
+    "deepseek_v2": {
+        "score": "softmax",
+        "groups": 4,
+        "group_score": "max",
+        "linear": "float32",
+        "normalise": False,
+    },
     "deepseek_v3": {**GROUPS, "scale": 2.5},
     "gpt_oss": TOP_FIRST,
     "glm4_moe": GROUPS,
@@ -41,7 +54,13 @@ RULES: dict[str, dict[str, Any]] = {
     "minimax_m2": {**SIGMOID, "choice_bias": True, "returns": "float32"},
     "dots1": {**GROUPS, "scale": 1.5},
     "lfm2_moe": {**SIGMOID, "choice_bias": True, "normalise_eps": 1e-6, "scores": "model"},
-    "longcat_flash": {"score": "softmax", "choice_bias": True, "scale": 6.0, "normalise": False, "experts": 10},
+    "longcat_flash": {
+        "score": "softmax",
+        "choice_bias": True,
+        "scale": 6.0,
+        "normalise": False,
+        "experts": 10,
+    },
     "afmoe": {**SIGMOID, "choice_bias": True, "returns": "float32"},
     "jamba": {"score": "softmax", "normalise": False},
     "nemotron_h": GROUPS,
@@ -55,7 +74,7 @@ RULES: dict[str, dict[str, Any]] = {
     "dbrx": {"score": "softmax", "normalise": True, "scores": "model"},
 }
 """What the research table says of each family, where it differs from another."""
-FEW = {"tokens": 900, "sequence_length": 32, "levels": 2, "alpha": 0.2}
+FEW = {"tokens": 500, "sequence_length": 32, "levels": 2, "alpha": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +137,9 @@ def test_family_end_to_end(family: str, tmp_path: Path, text: Path) -> None:
     assert torch.equal(model(input_ids=ids).logits, plain)
     made = continue_prompt(model, tokenizer, done.bundle, "lo miba", mode=_geometric(done), max_new_tokens=4)
     assert made.same_tokens <= 4
-    record = evaluate_bundle(done.bundle.path, text=text, max_tokens=200, sequence_length=32, mode=_geometric(done))
+    record = evaluate_bundle(
+        done.bundle.path, text=text, max_tokens=200, sequence_length=32, mode=_geometric(done)
+    )
     assert 0.0 < record["recall"] <= 1.0
     assert record["ppl"] > 1.0
 

@@ -2,47 +2,77 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from spectral_convert.families.probe import Probe, probe_router
 from spectral_runtime.attach.discovery import RouterSite
 from spectral_runtime.attach.selection import gate_logits, select_experts
 from spectral_runtime.errors import ConfigError, ModelError
-from spectral_runtime.gate import GateRule
+from spectral_runtime.gate import Dtype, GateRule
 
-TOKENS = 64
 TOLERANCE = 1e-6
 """Relative; families sum chosen weights in an unsorted order, which moves the last bits."""
-SCALE_NAMES = ("routed_scaling_factor", "router_scaling_factor", "route_scale")
+FORMS = [("softmax", "score"), ("logits", "softmax"), ("sigmoid", "score"), ("logits", "sigmoid"),
+         ("sqrtsoftplus", "score"), ("sigmoid", "softmax"), ("logits", "sparsemixer")]  # fmt: skip
 GROUP_NAMES = (("num_group", "topk_group"), ("n_group", "topk_group"))
+MULTIPLIES: tuple[Dtype, ...] = ("model", "float32")
+SCORES: tuple[Dtype, ...] = ("float32", "model")
+EPSILONS = (0.0, 1e-6)
+"""What is added to the sum before dividing; smaller ones (1e-20) do not move a float32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A router's answer to random input."""
+def classify_routers(sites: Sequence[RouterSite]) -> list[GateRule]:
+    """The rule of every router; those built alike are asked once.
 
-    hidden: torch.Tensor
-    weights: torch.Tensor
-    ids: torch.Tensor
-    choice_bias: torch.Tensor | None
+    Raises:
+        ModelError: as `classify_router`.
+    """
+    known: dict[Any, GateRule] = {}
+    for site in sites:
+        _refuse_not_finite(site)
+        if _structure(site) not in known:
+            known[_structure(site)] = classify_router(site)
+    return [known[_structure(site)] for site in sites]
+
+
+def _structure(site: RouterSite) -> Any:
+    """What a router was built with: class, shapes and settings."""
+    shapes = tuple((name, tuple(p.shape)) for name, p in site.module.named_parameters())
+    settings = {k: v for k, v in vars(site.module).items() if v is None or isinstance(v, int | float | str)}
+    return (
+        type(site.module),
+        shapes,
+        repr(sorted((k, repr(v)) for k, v in settings.items() if k != "layer_idx")),
+    )
 
 
 def classify_router(site: RouterSite) -> GateRule:
     """The rule that chooses the same experts and gives the same weights as the router, on random input.
 
+    The router's structure decides, not its weights: they may still be on the meta device.
+
     Raises:
-        ModelError: when the router's output is not (logits, weights, ids) or no known rule reproduces it.
+        ModelError: when the router's output has not its family's form, or no known rule reproduces it.
     """
-    probe = _probe(site)
-    for rule in candidate_rules(site, probe):
-        if _reproduces(rule, site, probe):
-            return rule
+    _refuse_not_finite(site)
+    with torch.no_grad():
+        return _classify(site, probe_router(site))
+
+
+def _classify(site: RouterSite, probe: Probe) -> GateRule:
+    logits = functional.linear(probe.hidden, probe.weight, probe.bias)
+    for bend, tolerance in itertools.product(_bends(site.module), (0.0, TOLERANCE)):
+        for rule in candidate_rules(site, probe, bend):
+            scaled = _with_scale(rule, (logits, probe), site, tolerance)
+            if scaled is not None:
+                return _with_dtypes(scaled, site)
     kind = type(site.module).__name__
     remedy = "this family is not supported yet; `spectral families` lists those that are"
     raise ModelError(
@@ -50,95 +80,93 @@ def classify_router(site: RouterSite) -> GateRule:
     )
 
 
-def _probe(site: RouterSite) -> Probe:
-    module = copy.deepcopy(site.module)
-    if not torch.isfinite(site.weight).all():
+def _refuse_not_finite(site: RouterSite) -> None:
+    weight = site.weight
+    if weight.device.type != "meta" and not torch.isfinite(weight).all():
         raise ModelError(f"{site.path}.weight", expected="finite numbers", found="NaN or infinity")
-    generator = torch.Generator().manual_seed(0)
-    spread = 2.0 / site.weight.float().norm(dim=1).mean().clamp(min=1e-6).item()
-    hidden = torch.randn(TOKENS, site.weight.shape[1], generator=generator) * spread
-    bias = _randomise_choice_bias(module, site, generator)
-    hidden = hidden.to(site.weight.device, site.weight.dtype)
-    with torch.no_grad():
-        output = module(hidden)
-    ids, weights = _ids_and_weights(output, site)
-    return Probe(hidden, weights, ids, bias)
 
 
-def _randomise_choice_bias(
-    module: nn.Module, site: RouterSite, generator: torch.Generator
-) -> torch.Tensor | None:
-    """Fresh checkpoints hold zeros there, which would hide what the bias does."""
-    if site.choice_bias is None:
-        return None
-    tensors = (*module.parameters(), *module.buffers())
-    bias = next(t for t in tensors if t.shape == site.choice_bias.shape and t.dtype == site.choice_bias.dtype)
-    with torch.no_grad():
-        bias.copy_(torch.rand(bias.shape, generator=generator) * 0.2)
-    return bias.detach()
-
-
-def _ids_and_weights(output: Any, site: RouterSite) -> tuple[torch.Tensor, torch.Tensor]:
-    shapes_fit = isinstance(output, tuple) and len(output) == 3 and output[1].shape == output[2].shape
-    if not shapes_fit or output[2].dtype != torch.int64:
-        kind = type(site.module).__name__
-        raise ModelError(site.path, expected="a router returning (logits, weights, ids)", found=kind)
-    return output[2], output[1]
-
-
-def candidate_rules(site: RouterSite, probe: Probe) -> Iterator[GateRule]:
-    """Every rule the router's attributes allow, the commonest first."""
+def candidate_rules(site: RouterSite, probe: Probe, bend: dict[str, Any]) -> Iterator[GateRule]:
+    """Every rule the router's attributes allow with this bend of its logits, the commonest first, unscaled."""
+    module = site.module
     fixed = {
-        "experts": site.weight.shape[0],
+        "experts": probe.weight.shape[0],
         "top_k": probe.ids.shape[1],
         "choice_bias": probe.choice_bias is not None,
-        "returns": "float32" if probe.weights.dtype == torch.float32 != probe.hidden.dtype else "model",
+        "expert_scale": probe.expert_scale,
     }
-    forms = [("softmax", "score"), ("logits", "softmax"), ("sigmoid", "score"), ("logits", "sigmoid"),
-             ("sqrtsoftplus", "score"), ("sigmoid", "softmax")]  # fmt: skip
-    linears = ("model",) if probe.hidden.dtype == torch.float32 else ("model", "float32")
-    options = itertools.product(
-        forms, (False, True), (0.0, 1e-6), _scales(site.module), _groupings(site.module), linears
-    )
-    for (score, weight), normalise, eps, scale, grouping, linear in options:
-        if eps and not normalise:
-            continue
-        changes = {
-            "score": score,
-            "weight": weight,
-            "normalise": normalise,
-            "normalise_eps": eps,
-            "scale": scale,
-        }
-        try:
-            yield GateRule(**{**fixed, **changes, **grouping, "linear": linear})
-        except ConfigError:
-            continue
+    options = itertools.product(_groupings(module), FORMS, _divisions(module))
+    for grouping, (score, weight), division in options:
+        thresholds = [2.0 * value for value in numbers_of(module)] if weight == "sparsemixer" else [0.0]
+        for threshold in thresholds:
+            form = {"score": score, "weight": weight, "threshold": threshold}
+            try:
+                yield GateRule(**{**fixed, **bend, **grouping, **form, **division})
+            except ConfigError:
+                continue
 
 
-def _scales(module: nn.Module) -> tuple[float, ...]:
-    found = (getattr(module, name, None) for name in SCALE_NAMES)
-    return (1.0, *(float(value) for value in found if isinstance(value, int | float) and value != 1.0))
+def numbers_of(module: nn.Module) -> list[float]:
+    """The numbers a router was built with: where its scales, caps and thresholds must be among."""
+    plain = [v for v in vars(module).values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return sorted({float(value) for value in plain if value > 0})
+
+
+def _bends(module: nn.Module) -> Iterator[dict[str, Any]]:
+    yield {}
+    for value in numbers_of(module):
+        yield {"softcap": value}
+        yield {"logit_scale": value}
+
+
+def _divisions(module: nn.Module) -> Iterator[dict[str, Any]]:
+    yield {}
+    least = getattr(module, "norm_min", 0.0)
+    for eps in EPSILONS:
+        yield {"normalise": True, "normalise_eps": eps, "normalise_min": float(least)}
 
 
 def _groupings(module: nn.Module) -> Iterator[dict[str, Any]]:
     for groups_name, kept_name in GROUP_NAMES:
         groups, kept = getattr(module, groups_name, None), getattr(module, kept_name, None)
-        if groups and kept and 1 < groups and kept < groups:
+        if groups and kept and groups > 1 and kept < groups:
             for score, fill in itertools.product(("top2", "max"), ("-inf", "zero")):
                 yield {"groups": groups, "groups_kept": kept, "group_score": score, "group_fill": fill}
-            return
+            break
     yield {}
 
 
-def _reproduces(rule: GateRule, site: RouterSite, probe: Probe) -> bool:
-    logits = gate_logits(rule, probe.hidden, site.weight.detach(), site.bias)
-    ids, weights = select_experts(rule, logits, probe.choice_bias)
-    kind = torch.float32 if rule.returns == "float32" else probe.hidden.dtype
-    ours, theirs = _by_id(ids, weights.to(kind)), _by_id(probe.ids, probe.weights)
-    if not torch.equal(ours[0], theirs[0]) or ours[1].dtype != theirs[1].dtype:
-        return False
-    return torch.allclose(ours[1].float(), theirs[1].float(), rtol=TOLERANCE, atol=1e-12)
+def _with_scale(
+    rule: GateRule, asked: tuple[torch.Tensor, Probe], site: RouterSite, tolerance: float
+) -> GateRule | None:
+    """The rule with the factor that makes its weights the router's; None when it does not reproduce them."""
+    logits, probe = asked
+    ours = _by_id(*select_experts(rule, logits, probe.choice_bias))
+    theirs = _by_id(probe.ids, probe.weights)
+    if not torch.equal(ours[0], theirs[0]):
+        return None
+    factor = float(theirs[1].double().sum() / ours[1].double().sum())
+    known = [1.0, *numbers_of(site.module), *(1.0 / value for value in numbers_of(site.module))]
+    scale = min(known, key=lambda value: abs(value - factor))
+    same = torch.allclose(ours[1] * scale, theirs[1].float(), rtol=tolerance, atol=1e-6 * tolerance)
+    return replace(rule, scale=scale) if same else None
+
+
+def _with_dtypes(rule: GateRule, site: RouterSite) -> GateRule:
+    """The rule with the dtypes it computes in, seen in bfloat16, where ties leave only weights to compare."""
+    try:
+        probe = probe_router(site, torch.bfloat16)
+    except (RuntimeError, TypeError):
+        return replace(rule, linear="float32", returns="float32")  # a gate that must stay in float32
+    returns: Dtype = "float32" if probe.weights.dtype == torch.float32 else "model"
+    for linear, scores in itertools.product(MULTIPLIES, SCORES):
+        tried = replace(rule, linear=linear, scores=scores, returns=returns)
+        logits = gate_logits(tried, probe.hidden, probe.weight, probe.bias)
+        weights = select_experts(tried, logits, probe.choice_bias)[1].to(probe.weights.dtype)
+        ours, theirs = weights.float().sort(dim=1)[0], probe.weights.float().sort(dim=1)[0]
+        if torch.allclose(ours, theirs, rtol=TOLERANCE, atol=1e-12):
+            return tried
+    return replace(rule, returns=returns)
 
 
 def _by_id(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

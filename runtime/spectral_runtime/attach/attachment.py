@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral_runtime.attach.contract import Answer
 from spectral_runtime.attach.discovery import RouterSite, find_routers, router_sha256
 from spectral_runtime.attach.layer import AttachedLayer
 from spectral_runtime.attach.scorer import Scorer
@@ -27,8 +28,8 @@ class _Spectral:
             layer.calls += 1
         if layer.passes_through:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        logits, ids, weights = layer.route(hidden_states)
-        return logits, weights, ids
+        logits, ids, weights = layer.route(layer.site.gate_input(hidden_states))
+        return layer.site.contract.form(self, Answer(logits, weights, ids))  # type: ignore[arg-type]
 
 
 class Attachment:

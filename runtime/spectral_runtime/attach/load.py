@@ -11,6 +11,10 @@ from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.errors import ModelError
 
 
+class NotCausal(ModelError):
+    """The architecture is not a causal language model."""
+
+
 def load_base(
     source: str | Path,
     *,
@@ -31,11 +35,13 @@ def load_base(
     Raises:
         ModelError: when the checkpoint is absent, incomplete or of an unknown architecture.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, **options)
-        model = AutoModelForCausalLM.from_pretrained(str(source), revision=revision, dtype=dtype, **options)
+        config = AutoConfig.from_pretrained(str(source), revision=revision, **options)
+        kind = model_class(config)
+        model = kind.from_pretrained(str(source), config=config, revision=revision, dtype=dtype, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         remedy = "give a Hub id or a folder with config.json, the tokenizer and every safetensors shard"
@@ -43,6 +49,21 @@ def load_base(
             str(source), expected="a complete transformers checkpoint", found=reason, remedy=remedy
         ) from error
     return model.to(device).eval(), tokenizer
+
+
+def model_class(config: Any) -> Any:
+    """The transformers class that builds this configuration's language model, of text or of text and images.
+
+    Raises:
+        NotCausal: when the architecture is not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in kind._model_mapping or kind.__name__ in (getattr(config, "auto_map", None) or {}):
+            return kind
+    found = f"{config.model_type}, which is not one"
+    raise NotCausal("config.json", expected="a causal language model", found=found)
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""The gate rule executed in torch, bit for bit as the families' own code does it (twin of `gate.select_experts`)."""
+"""The gate rule in torch, bit for bit as the families' own code does it (twin of `gate.select_experts`)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ def gate_logits(
     if rule.linear == "float32":
         weight, hidden = weight.float(), hidden.float()
         bias = None if bias is None else bias.float()
-    return functional.linear(hidden, weight, bias)
+    return functional.linear(hidden.to(weight.dtype), weight, bias)
+
+
+def bent_logits(rule: GateRule, logits: torch.Tensor) -> torch.Tensor:
+    """Logits [T, E] after the family's own scaling and soft cap."""
+    if rule.logit_scale != 1.0:
+        logits = logits * rule.logit_scale
+    if rule.softcap:
+        logits = torch.tanh(logits / rule.softcap) * rule.softcap
+    return logits
 
 
 def expert_scores(rule: GateRule, logits: torch.Tensor) -> torch.Tensor:
-    """The family's score of every expert [T, E], before any bias; softmax in float32."""
+    """The family's score of every expert [T, E], before any bias, in the dtype the rule names."""
+    logits = bent_logits(rule, logits.float() if rule.scores == "float32" else logits)
     if rule.score == "softmax":
-        return functional.softmax(logits, dtype=torch.float32, dim=-1)
+        return functional.softmax(logits, dim=-1)
     if rule.score == "sigmoid":
         return logits.sigmoid()
     if rule.score == "sqrtsoftplus":
@@ -75,7 +85,9 @@ def expert_weights(
     rule: GateRule, scores: torch.Tensor, logits: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     """Weights [T, K] of the chosen experts, from their scores or logits [T, E]."""
-    chosen = (scores if rule.weight == "score" else logits).gather(1, ids)
+    if rule.weight == "sparsemixer":
+        return sparsemixer_weights(rule, logits, ids) * rule.scale
+    chosen = (scores if rule.weight == "score" else bent_logits(rule, logits)).gather(1, ids)
     if rule.weight == "softmax":
         chosen = functional.softmax(chosen, dim=-1, dtype=torch.float32)
     elif rule.weight == "sigmoid":
@@ -86,3 +98,16 @@ def expert_weights(
             total = total.clamp(min=rule.normalise_min)
         chosen = chosen / (total + rule.normalise_eps)
     return chosen * rule.scale if rule.scale != 1.0 else chosen
+
+
+def sparsemixer_weights(rule: GateRule, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Weights [T, K]: each pick's share of a softmax over the logits near it, earlier picks left out."""
+    weights, left = [], logits
+    for pick in ids.unbind(dim=1):
+        chosen = pick.unsqueeze(1)
+        best = left.amax(dim=-1, keepdim=True)
+        far = (best - logits) / logits.abs().clamp(min=best) > rule.threshold
+        near = left.masked_fill(far.scatter(1, chosen, False), float("-inf"))
+        weights.append(functional.softmax(near, dim=-1).gather(1, chosen))
+        left = left.scatter(1, chosen, float("-inf"))
+    return torch.cat(weights, dim=1)
