@@ -8,10 +8,20 @@ if TYPE_CHECKING:
     from spectral_convert.bench import bench_bundle
     from spectral_convert.convert import convert_checkpoint
     from spectral_convert.evaluate import evaluate_bundle
+    from spectral_convert.families.table import list_families
     from spectral_convert.generate import generate_text
     from spectral_convert.inspect import inspect_bundle
+    from spectral_convert.push import push_bundle
 
-__all__ = ["bench_bundle", "convert_checkpoint", "evaluate_bundle", "generate_text", "inspect_bundle"]
+__all__ = [
+    "bench_bundle",
+    "convert_checkpoint",
+    "evaluate_bundle",
+    "generate_text",
+    "inspect_bundle",
+    "list_families",
+    "push_bundle",
+]
 
 _VERBS = {
     "bench_bundle": "spectral_convert.bench",
@@ -19,6 +29,8 @@ _VERBS = {
     "evaluate_bundle": "spectral_convert.evaluate",
     "generate_text": "spectral_convert.generate",
     "inspect_bundle": "spectral_convert.inspect",
+    "list_families": "spectral_convert.families.table",
+    "push_bundle": "spectral_convert.push",
 }
 
 

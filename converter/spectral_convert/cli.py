@@ -14,10 +14,10 @@ import click
 import spectral_runtime
 from spectral_convert.analyse.command import analyse
 from spectral_convert.export.commands import export_command
-from spectral_convert.options import Command, json_option, model_options, show, torch_options
+from spectral_convert.options import Command, hub_options, json_option, model_options, show, torch_options
 from spectral_convert.recipe import Recipe
-from spectral_convert.verbs import families_command
-from spectral_convert.verbs import families_command
+from spectral_convert.report.command import report
+from spectral_convert.verbs import families_command, push_command
 from spectral_runtime.errors import InternalError, UserError
 
 
@@ -31,9 +31,9 @@ def spectral(verbose: bool) -> None:
     convert   checkpoint -> bundle          inspect   what a bundle holds
     evaluate  converted against untouched   generate  text, both ways
     bench     routing time, gate against geometry
-    families  which architectures convert, and by which rule
     export    bundle -> ONNX
     families  which architectures convert, and by which rule
+    push      bundle -> Hub
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
@@ -69,6 +69,7 @@ def _click_type(hint: Any) -> Any:
 @click.option(
     "--overwrite", is_flag=True, help="Replace the bundle that is there, once the new one is complete."
 )
+@hub_options
 @recipe_options
 @json_option
 def convert_command(as_json: bool, **settings: Any) -> None:
@@ -189,11 +190,10 @@ def bench_command(bundle: str, as_json: bool, **settings: Any) -> None:
 
 
 spectral.add_command(analyse)
+spectral.add_command(report)
 spectral.add_command(export_command)
 spectral.add_command(families_command)
-
-
-spectral.add_command(families_command)
+spectral.add_command(push_command)
 
 
 def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:

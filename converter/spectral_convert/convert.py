@@ -40,6 +40,9 @@ def convert_checkpoint(
     out: str | Path,
     recipe: Recipe | str | Path | None = None,
     overwrite: bool = False,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    trust_remote_code: bool = False,
     **settings: Any,
 ) -> Conversion:
     """Converts a Mixture-of-Experts checkpoint into a spectral bundle.
@@ -49,6 +52,9 @@ def convert_checkpoint(
         out: folder of the bundle; written beside and renamed, so nothing half-written is ever there.
         recipe: a recipe or its YAML file; keywords go over it.
         overwrite: replace a bundle that is already there, once the new one is complete.
+        token: Hub token; None uses the one of the login. Never stored.
+        cache_dir: where the Hub keeps downloads.
+        trust_remote_code: run Python code that the checkpoint brings.
         **settings: the fields of `Recipe`.
 
     Raises:
@@ -56,8 +62,9 @@ def convert_checkpoint(
     """
     resolved = resolve(recipe, {"model": model or None, **settings})
     target = check_target(Path(out), overwrite=overwrite)
+    hub = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     network, tokenizer = load_base(
-        resolved.model, revision=resolved.revision, dtype=_dtype(resolved), device=resolved.device
+        resolved.model, revision=resolved.revision, dtype=_dtype(resolved), device=resolved.device, **hub
     )
     sites = find_routers(network)
     rules = classify_routers(sites)
@@ -92,7 +99,7 @@ def _write(
     bundle: Bundle, layers: Sequence[ConvertedLayer], evaluation: Evaluation, overwrite: bool
 ) -> Bundle:
     evidence = {"fit": fit_evidence(layers), "evaluate": evaluation.as_json()}
-    card = model_card(bundle.manifest, evaluation)
+    card = model_card(bundle.manifest, evaluation.as_json())
     return write_bundle(
         bundle.path, bundle.manifest, bundle.layers, evidence=evidence, card=card, overwrite=overwrite
     )

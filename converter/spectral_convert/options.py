@@ -38,6 +38,22 @@ def torch_options(command: Command) -> Command:
     return dtype(device(command))
 
 
+def hub_options(command: Command) -> Command:
+    """Where checkpoints come from, for every verb that may download one."""
+    options = (
+        click.option("--token", help="Hub token.  [default: the one of the login]"),
+        click.option("--cache-dir", type=click.Path(), help="Where the Hub keeps downloads."),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run Python code that the checkpoint brings: read it first.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def show(record: dict[str, Any], as_json: bool, render: Callable[[Any], Any]) -> None:
     """Prints a record as JSON, or as `render` draws it on the console."""
     from spectral_convert.terminal import console

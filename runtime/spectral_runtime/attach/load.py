@@ -10,6 +10,8 @@ from spectral_runtime.bundle import Bundle, load_bundle
 from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.errors import ModelError
 
+REMOTE = "read that code first; if you trust it, allow it with --trust-remote-code (trust_remote_code=True)"
+
 
 class NotCausal(ModelError):
     """The architecture is not a causal language model."""
@@ -37,6 +39,7 @@ def load_base(
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    options.setdefault("trust_remote_code", False)  # None would ask at a terminal
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, **options)
         config = AutoConfig.from_pretrained(str(source), revision=revision, **options)
@@ -44,6 +47,13 @@ def load_base(
         model = kind.from_pretrained(str(source), config=config, revision=revision, dtype=dtype, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                str(source),
+                expected="code that transformers ships",
+                found="code of the checkpoint",
+                remedy=REMOTE,
+            ) from error
         remedy = "give a Hub id or a folder with config.json, the tokenizer and every safetensors shard"
         raise ModelError(
             str(source), expected="a complete transformers checkpoint", found=reason, remedy=remedy
@@ -89,7 +99,8 @@ def load_model(
         device: where the model goes.
         **options: passed to transformers' `from_pretrained`.
     """
-    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    hub = {key: options[key] for key in ("token", "cache_dir", "local_files_only") if key in options}
+    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, **hub)
     named = loaded.manifest.base_model
     revision = None if base is not None else named.revision
     model, tokenizer = load_base(base or named.id, revision=revision, dtype=dtype, device=device, **options)
