@@ -15,14 +15,16 @@ std::size_t ExpertBlocks::append(const Geometry &geometry, std::span<const std::
     ids_.resize((block + 1) * lanes, std::numeric_limits<std::int32_t>::max());
     valid_.push_back(static_cast<std::uint16_t>((1U << experts.size()) - 1U));
     float *values = values_.data() + block * (rank_ + 2) * lanes;
-    std::fill_n(values, 2 * lanes, lowest);
+    float *bias = values + (rank_ + 1) * lanes;
+    std::fill_n(values, lanes, lowest);
+    std::fill_n(bias, lanes, lowest);
     for (std::size_t lane = 0; lane < experts.size(); ++lane) {
         const auto e = static_cast<std::size_t>(experts[lane]);
         ids_[block * lanes + lane] = experts[lane];
         values[lane] = geometry.beta[e];
-        values[lanes + lane] = geometry.choice_bias != nullptr ? geometry.choice_bias[e] : 0.0F;
+        bias[lane] = geometry.choice_bias != nullptr ? geometry.choice_bias[e] : 0.0F;
         for (std::size_t r = 0; r < rank_; ++r) {
-            values[(r + 2) * lanes + lane] = geometry.direction(e, r);
+            values[(r + 1) * lanes + lane] = geometry.direction(e, r);
         }
     }
     return block;

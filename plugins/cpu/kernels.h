@@ -14,8 +14,9 @@
 namespace spectral::cpu {
 
 inline constexpr std::size_t lanes = 16;
-/// Blocks scored between two selections of a scan: 4096 experts, whose scores stay in the L2 cache.
-inline constexpr std::size_t chunk_blocks = 256;
+/// Blocks scored between two selections of a scan: 2048 experts, so that the scores of a chunk stay
+/// close to the processor.
+inline constexpr std::size_t chunk_blocks = 128;
 /// Tokens that a scan scores together, to load every coefficient once for all of them.
 inline constexpr std::size_t scan_tokens = 4;
 /// Tokens whose searches advance in turns: while one waits for a node from memory, the others
@@ -32,7 +33,7 @@ struct ProjectionView {
     const float *directions; ///< [rows, stride]
 };
 
-/// Experts in blocks of 16. Row 0 is beta, row 1 the choice bias, rows 2.. the linear coefficients.
+/// Experts in blocks of 16. Row 0 is beta, then the linear coefficients, the choice bias last.
 struct BlocksView {
     std::size_t blocks;
     std::size_t rank;           ///< R

@@ -1,8 +1,9 @@
 // The exhaustive scan: scores for a few tokens at a time, then a filter per token.
 
 template <std::size_t TT, std::size_t BB>
-inline void score_tile(const BlocksView &v, std::size_t block, const float *points,
-                       std::size_t stride, float *out, std::size_t out_stride) {
+[[gnu::always_inline]] inline void score_tile(const BlocksView &v, std::size_t block,
+                                              const float *points, std::size_t stride, float *out,
+                                              std::size_t out_stride) {
     const std::size_t size = (v.rank + 2) * lanes;
     const float *values = v.values + block * size;
     Floats acc[TT][BB];
@@ -14,7 +15,7 @@ inline void score_tile(const BlocksView &v, std::size_t block, const float *poin
         }
     }
     for (std::size_t r = 0; r < v.rank; ++r) {
-        const float *row = values + (r + 2) * lanes;
+        const float *row = values + (r + 1) * lanes;
 #pragma GCC unroll 8
         for (std::size_t b = 0; b < BB; ++b) {
             const Floats direction = load(row + b * size);
@@ -60,21 +61,39 @@ void score(const BlocksView &v, std::size_t first, std::size_t blocks, const flo
     }
 }
 
-/// Turns one token's chunk of scores into choice scores, in place, and takes the lane maxima of
-/// `groups` interleaved sets of blocks.
+/// Turns one token's chunk of scores into choice scores, in place.
 inline void choose_chunk(const BlocksView &v, ChoiceView choice, std::size_t first,
-                         std::size_t blocks, float *scores, std::size_t groups, float *maxima) {
-    const bool plain = choice.choice == Choice::identity && !choice.biased;
-    for (std::size_t b = 0; !plain && b < blocks; ++b) {
-        const float *bias = v.values + ((first + b) * (v.rank + 2) + 1) * lanes;
+                         std::size_t blocks, float *scores) {
+    if (choice.choice == Choice::identity && !choice.biased) {
+        return;
+    }
+    for (std::size_t b = 0; b < blocks; ++b) {
+        const float *bias = v.values + ((first + b + 1) * (v.rank + 2) - 1) * lanes;
         store(scores + b * lanes, choose(choice, load(scores + b * lanes), bias));
     }
+}
+
+/// Maxima of the lanes of `groups` interleaved sets of blocks, over all chunks so far: four chains
+/// each, for a maximum has to wait for the one before.
+inline void raise_maxima(const float *scores, std::size_t blocks, std::size_t groups,
+                         float *maxima) {
     for (std::size_t g = 0; g < groups; ++g) {
-        Floats best = set1(-__builtin_inff());
-        for (std::size_t b = g; b < blocks; b += groups) {
-            best = max(load(scores + b * lanes), best);
+        Floats best[4];
+#pragma GCC unroll 4
+        for (std::size_t i = 0; i < 4; ++i) {
+            best[i] = load(maxima + g * lanes);
         }
-        store(maxima + g * lanes, best);
+        std::size_t b = g;
+        for (; b + 3 * groups < blocks; b += 4 * groups) {
+#pragma GCC unroll 4
+            for (std::size_t i = 0; i < 4; ++i) {
+                best[i] = max(load(scores + (b + i * groups) * lanes), best[i]);
+            }
+        }
+        for (; b < blocks; b += groups) {
+            best[0] = max(load(scores + b * lanes), best[0]);
+        }
+        store(maxima + g * lanes, max(max(best[0], best[1]), max(best[2], best[3])));
     }
 }
 
@@ -83,6 +102,11 @@ inline void choose_chunk(const BlocksView &v, ChoiceView choice, std::size_t fir
 inline void accept_four(Selection &s, const float *scores, const std::int32_t *ids,
                         const std::uint16_t *valid) {
     const Floats threshold = set1(s.threshold);
+    const Floats highest = max(max(load(scores), load(scores + lanes)),
+                               max(load(scores + 2 * lanes), load(scores + 3 * lanes)));
+    if (not_less(highest, threshold) == 0) {
+        return;
+    }
     std::uint64_t hits = 0;
     for (std::size_t b = 0; b < 4; ++b) {
         const Mask m = not_less(load(scores + b * lanes), threshold) & valid[b];
@@ -104,7 +128,8 @@ inline void select_chunk(const BlocksView &v, std::size_t first, std::size_t blo
     for (; b < blocks; ++b) {
         accept(s, load(scores + b * lanes), v.ids + (first + b) * lanes, v.valid[first + b]);
     }
-    if (first + blocks < v.blocks && s.held > s.count) {
+    // Few entries wait for the end; many are cut now.
+    if (first + blocks < v.blocks && s.held > s.count + waiting_limit) {
         prune(s);
     }
 }
@@ -113,17 +138,26 @@ void scan(const BlocksView &v, ChoiceView choice, const float *points, std::size
           std::size_t tokens, float *buffer, Selection *selections) {
     const std::size_t count = selections[0].count;
     const std::size_t wanted = (2 * count + lanes - 1) / lanes;
+    const std::size_t groups = count <= lane_count_limit && v.blocks >= 2 * wanted ? wanted : 0;
+    alignas(64) float maxima[scan_tokens][2 * lane_count_limit];
+    for (std::size_t t = 0; t < tokens; ++t) {
+        for (std::size_t g = 0; g < groups; ++g) {
+            store(maxima[t] + g * lanes, set1(-__builtin_inff()));
+        }
+    }
     for (std::size_t first = 0; first < v.blocks; first += chunk_blocks) {
         const std::size_t left = v.blocks - first;
         const std::size_t blocks = left < chunk_blocks ? left : chunk_blocks;
-        const std::size_t groups =
-            first == 0 && count <= lane_count_limit && blocks >= 2 * wanted ? wanted : 0;
-        alignas(64) float maxima[2 * lane_count_limit];
         score(v, first, blocks, points, stride, tokens, buffer);
         for (std::size_t t = 0; t < tokens; ++t) {
             float *scores = buffer + t * blocks * lanes;
-            choose_chunk(v, choice, first, blocks, scores, groups, maxima);
-            threshold_from_maxima(selections[t], maxima, groups);
+            choose_chunk(v, choice, first, blocks, scores);
+            // Thresholds rise ever more slowly: after chunks 1, 2, 4, 8 ...
+            const std::size_t chunk = first / chunk_blocks + 1;
+            if (groups > 0 && (chunk & (chunk - 1)) == 0) {
+                raise_maxima(scores, blocks, groups, maxima[t]);
+                threshold_from_maxima(selections[t], maxima[t], groups);
+            }
             select_chunk(v, first, blocks, scores, selections[t]);
         }
     }

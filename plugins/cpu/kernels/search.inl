@@ -124,7 +124,7 @@ inline void open_leaf(const TreeView &tree, ChoiceView choice, const float *poin
     const BlocksView &v = tree.leaves;
     alignas(64) float scores[lanes];
     score_tile<1, 1>(v, block, point, v.rank, scores, lanes);
-    const float *bias = v.values + (block * (v.rank + 2) + 1) * lanes;
+    const float *bias = v.values + ((block + 1) * (v.rank + 2) - 1) * lanes;
     const Floats chosen = choose(choice, load(scores), bias);
     const std::int32_t *ids = v.ids + block * lanes;
     if (s.held < s.count || s.count > insert_limit) {
@@ -181,8 +181,8 @@ inline void prefetch_child(const TreeView &tree, std::int32_t child) {
         prefetch(tree.values + static_cast<std::size_t>(child) * rows * lanes, rows * row);
         prefetch(tree.children + static_cast<std::size_t>(child) * lanes, row);
     } else {
-        const std::size_t rows = rank + 2;
-        prefetch(tree.leaves.values + static_cast<std::size_t>(~child) * rows * lanes, rows * row);
+        const std::size_t block = static_cast<std::size_t>(~child) * (rank + 2) * lanes;
+        prefetch(tree.leaves.values + block, (rank + 1) * row);
         prefetch(tree.leaves.ids + static_cast<std::size_t>(~child) * lanes, row);
     }
 }

@@ -1,6 +1,8 @@
 // Keeping the best C of a stream of scores: a threshold filters, a branch-free rank sort decides.
 
 inline constexpr std::size_t rank_limit = 128;
+/// Entries beyond C that may wait for the next pruning.
+inline constexpr std::size_t waiting_limit = 48;
 /// Largest C for which the first chunk of a scan gets a threshold from its lane maxima.
 inline constexpr std::size_t lane_count_limit = 64;
 
@@ -67,15 +69,17 @@ inline void prune(Selection &s) {
 
 /// The C-th largest of disjoint groups' maxima is not above the C-th best score: a first threshold.
 inline void threshold_from_maxima(Selection &s, const float *maxima, std::size_t groups) {
+    float threshold = s.threshold;
     for (std::size_t i = 0; i < groups * lanes; ++i) {
         const Floats value = set1(maxima[i]);
         std::size_t above = 0;
         for (std::size_t g = 0; g < groups; ++g) {
             above += bits_set(not_less(load(maxima + g * lanes), value));
         }
-        const float raised = above >= s.count ? maxima[i] : s.threshold;
-        s.threshold = raised > s.threshold ? raised : s.threshold;
+        const float raised = above >= s.count ? maxima[i] : threshold;
+        threshold = raised > threshold ? raised : threshold;
     }
+    s.threshold = threshold;
 }
 
 /// Sorted insertion into a full selection: cheaper than a sort where few entries arrive.
