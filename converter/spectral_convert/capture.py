@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from spectral_convert.forward import watch_routers
 from spectral_convert.text import TextSet
 from spectral_runtime.attach.discovery import RouterSite
 
+SHOWN = 8
+"""Experts named in one warning."""
 logger = logging.getLogger(__name__)
 
 
@@ -39,8 +42,6 @@ def capture_routing(
         pass
     for _ in watch_routers(model, sites, splits["certify"].windows, "capture certify", store):
         pass
-    for site, seen in zip(sites, moments, strict=True):
-        _warn_cold(site, seen)
     return tuple(LayerCapture(*parts) for parts in zip(sites, moments, map(torch.cat, stored), strict=True))
 
 
@@ -59,9 +60,24 @@ def _accumulate(
     moments.chosen += torch.bincount(ids.reshape(-1), minlength=len(moments.chosen)).cpu().numpy()
 
 
-def _warn_cold(site: RouterSite, moments: Moments) -> None:
-    cold = np.flatnonzero(moments.chosen == 0)
-    if len(cold):
-        logger.warning(
-            "%s: %d experts were never chosen in the fit split: %s", site.path, len(cold), cold[:8].tolist()
-        )
+def warn_rare(captures: Sequence[LayerCapture], alpha: float) -> list[tuple[str, int, int]]:
+    """Warns of experts that the calibration chose fewer times than a certificate at `alpha` needs, layer by layer.
+
+    Returns:
+        (router path, expert, times chosen) of each.
+    """
+    needed = math.ceil(1.0 / alpha) - 1
+    rare = []
+    for capture in captures:
+        chosen, path = capture.moments.chosen, capture.site.path
+        few = [(path, int(expert), int(chosen[expert])) for expert in np.flatnonzero(chosen < needed)]
+        if few:
+            listed = ", ".join(f"expert {expert} {count}x" for _, expert, count in few[:SHOWN])
+            more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+            logger.warning(
+                "%s: %d of %d experts were chosen fewer than the %d times that alpha %g needs: %s%s; give more "
+                "or broader calibration text",
+                path, len(few), len(chosen), needed, alpha, listed, more,
+            )  # fmt: skip
+        rare += few
+    return rare

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from spectral_convert.assemble import ConvertedLayer, assemble_bundle, fit_evidence
-from spectral_convert.capture import capture_routing
+from spectral_convert.capture import capture_routing, warn_rare
 from spectral_convert.captured import LayerCapture
 from spectral_convert.card import model_card
 from spectral_convert.certify import certify_layer, require_disjoint, risk_curve
@@ -72,9 +72,11 @@ def convert_checkpoint(
     texts = calibration_splits(
         tokenizer, resolved.calibration,
         tokens=resolved.tokens, length=resolved.sequence_length, seed=resolved.seed,
+        field=resolved.text_field, chat_template=resolved.chat_template,
     )  # fmt: skip
     require_disjoint(texts["fit"].split, texts["certify"].split)
     captures = capture_routing(network, sites, texts)
+    warn_rare(captures, resolved.alpha)
     layers = [
         _convert_layer(resolved, capture, rule, texts["certify"])
         for capture, rule in tqdm(

@@ -24,7 +24,13 @@ class Recipe:
 
     model: str = setting("", "hub id or folder of the checkpoint")
     revision: str | None = setting(None, "commit or branch of the checkpoint on the Hub")
-    calibration: str | None = setting(None, "text file or folder; documents separated by a form feed")
+    calibration: str | None = setting(
+        None, "text: file or folder of .txt and .jsonl, or a Hub dataset as owner/name[:config[:split]]"
+    )
+    text_field: str = setting(
+        "text", "key of the text in .jsonl lines and dataset rows; `messages` holds chats"
+    )
+    chat_template: bool = setting(False, "put `messages` through the tokenizer's chat template")
     tokens: int = setting(250_000, "calibration tokens in all, for the three splits together")
     sequence_length: int = setting(1024, "tokens per forward window")
     levels: int = setting(4, "nested 3-D levels L")
@@ -60,19 +66,33 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads a YAML recipe; relative paths in it are relative to its folder.
+    """Reads a YAML recipe, or the one stored in a bundle; relative paths are relative to its folder.
+
+    Args:
+        path: the YAML file, a bundle's folder, or its `spectral_config.json`.
 
     Raises:
         ConfigError: unreadable file, unknown or mistyped key, with the dotted path and the legal keys.
     """
-    path = Path(path)
+    path = _recipe_file(Path(path))
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _recipe_of(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(str(path), expected="a YAML recipe", found=reason) from error
     recipe = parse(Recipe, data if data is not None else {}, where=path.name)
     return dataclasses.replace(recipe, **_beside(path.parent, recipe))
+
+
+def _recipe_file(path: Path) -> Path:
+    stored = (path / "spectral" / "spectral_config.json", path / "spectral_config.json")
+    return next((file for file in stored if file.is_file()), path)
+
+
+def _recipe_of(data: Any) -> Any:
+    """A bundle's manifest holds the recipe that made it, beside its layers."""
+    stored = isinstance(data, dict) and {"format_version", "layers", "recipe"} <= data.keys()
+    return data["recipe"] if stored else data
 
 
 def _beside(folder: Path, recipe: Recipe) -> dict[str, Any]:

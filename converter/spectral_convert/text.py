@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectral_convert.sources import Document, Messages, Render, plain_chat, read_documents
 from spectral_runtime.bundle.manifest import Split
 from spectral_runtime.errors import TextError
 
@@ -20,14 +21,6 @@ READ_WINDOWS = 64
 """Windows are drawn from at most this many times a document's share of its beginning: bounds the tokenising."""
 CHARACTERS_A_TOKEN = 4.0
 """Rough, and on the high side: only decides how long documents are cut."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text and the digest it is told apart by."""
-
-    text: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +40,6 @@ class TextSet:
 
     windows: tuple[Window, ...]
     split: Split
-
-
-def read_documents(source: str | Path) -> tuple[Document, ...]:
-    """Documents of a file, or of all `*.txt` files of a folder; separated by a form feed, duplicates dropped.
-
-    Raises:
-        TextError: when nothing readable is there.
-    """
-    path = Path(source)
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    unique: dict[str, Document] = {}
-    for file in files:
-        for text in _read(file).split("\f"):
-            if text.strip():
-                digest = hashlib.sha256(text.encode()).hexdigest()
-                unique.setdefault(digest, Document(text, digest))
-    if not unique:
-        raise TextError(
-            str(path), expected="at least one document", found="no text", remedy="give a .txt file or folder"
-        )
-    return tuple(unique.values())
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(str(file), expected="a UTF-8 text file", found=str(error)) from error
 
 
 def pieces_of(ids: Sequence[int], length: int) -> list[tuple[int, ...]]:
@@ -158,8 +123,31 @@ def _cut(documents: Sequence[tuple[Document, list[int]]], length: int, stride: i
     return _identified(tuple(windows), [document for document, _ in documents])
 
 
+def templated(tokenizer: Any) -> Render:
+    """Chats through the tokenizer's own template.
+
+    Raises:
+        TextError: when it has none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        remedy = "leave --chat-template away: base models have none"
+        raise TextError("chat_template", expected="a tokenizer with a template", found="none", remedy=remedy)
+
+    def render(messages: Messages) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+    return render
+
+
 def calibration_splits(
-    tokenizer: Any, source: str | Path, *, tokens: int, length: int, seed: int
+    tokenizer: Any,
+    source: str | Path,
+    *,
+    tokens: int,
+    length: int,
+    seed: int,
+    field: str = "text",
+    chat_template: bool = False,
 ) -> dict[str, TextSet]:
     """The fit, certify and evaluate sets: disjoint documents, drawn in seeded order until `tokens` are reached.
 
@@ -169,7 +157,8 @@ def calibration_splits(
     Raises:
         TextError: when there are fewer documents than splits.
     """
-    documents, rng = list(read_documents(source)), random.Random(seed)
+    render = templated(tokenizer) if chat_template else plain_chat
+    documents, rng = list(read_documents(source, field=field, render=render)), random.Random(seed)
     rng.shuffle(documents)
     limit = _window_limit(documents, tokens, length)
     chosen: dict[str, list[tuple[Document, list[tuple[int, ...]]]]] = {name: [] for name in SHARES}
