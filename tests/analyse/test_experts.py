@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from spectral_convert.analyse.experts import analyse_experts, cut_blocks, describe_experts
+from spectral_convert.analyse.experts import analyse_experts, cut_blocks, describe_experts, observe_model
 from spectral_convert.analyse.labelled import label_text, plain_documents
 from spectral_convert.analyse.observe import observe_routing
 from spectral_convert.cli import spectral
@@ -106,6 +106,16 @@ def test_broken_layers_are_left_out_with_their_reason(text: Path) -> None:
     json.dumps(record, allow_nan=False)
     assert [item["path"][13] for item in record["refused"]] == ["1", "3"]
     assert record["depth"]["class"]["shape"] == "too few layers"
+
+
+def test_a_gate_that_is_not_finite_does_not_stop_the_others(text: Path) -> None:
+    model, tokenizer = load_base(DEMO, dtype="float32")
+    labelled = label_text(tokenizer, plain_documents([text]), length=256, max_tokens=600)
+    with torch.no_grad():
+        find_routers(model)[3].weight[0, 0] = float("nan")
+    routings = observe_model(model, labelled)
+    assert [bool(routing.refused) for routing in routings] == [False, False, False, True]
+    assert "NaN or infinity" in routings[3].refused
 
 
 def test_text_or_tagged_not_both_not_neither() -> None:

@@ -28,11 +28,12 @@ from spectral_convert.analyse.information import (
     null_of,
 )  # fmt: skip
 from spectral_convert.analyse.labelled import LabelledText, label_text, plain_documents, tagged_documents
-from spectral_convert.analyse.observe import LayerRouting, observe_routing
+from spectral_convert.analyse.observe import LayerRouting, observe_routing, refused_routing
 from spectral_convert.families import classify_router
 from spectral_runtime.attach.discovery import find_routers
 from spectral_runtime.attach.load import load_base
-from spectral_runtime.errors import ConfigError
+from spectral_runtime.errors import ConfigError, ModelError
+from spectral_runtime.gate import GateRule
 
 BLOCK_TOKENS = 4096
 """A longer document is cut into blocks of this many tokens for the bootstrap."""
@@ -97,8 +98,7 @@ def analyse_experts(
     labelled = label_text(
         tokenizer, documents, length=sequence_length, max_tokens=max_tokens, tagged=tagged is not None
     )
-    sites = find_routers(network)
-    routings = observe_routing(network, sites, [classify_router(site) for site in sites], labelled.windows)
+    routings = observe_model(network, labelled)
     blocks = cut_blocks(labelled, permutations, seed)
     record = describe_experts(routings, labelled, blocks, tokenizer, seed)
     protocol = {
@@ -106,6 +106,28 @@ def analyse_experts(
         "permutations": permutations, "seed": seed, "dtype": dtype,
     }  # fmt: skip
     return {**record, "protocol": {**protocol, **text_protocol(labelled, blocks)}}
+
+
+def observe_model(model: Any, text: LabelledText) -> list[LayerRouting]:
+    """Every router's doings in layer order; one whose rule cannot be told is refused, the others go on.
+
+    Raises:
+        ModelError: no router can be used.
+    """
+    sites = find_routers(model)
+    rules: dict[str, GateRule] = {}
+    faults: dict[str, ModelError] = {}
+    for site in sites:
+        try:
+            rules[site.path] = classify_router(site)
+        except ModelError as error:
+            faults[site.path] = error
+    if not rules:
+        raise next(iter(faults.values()))
+    usable = [site for site in sites if site.path in rules]
+    seen = observe_routing(model, usable, list(rules.values()), text.windows)
+    found = {routing.path: routing for routing in seen}
+    return [found.get(site.path) or refused_routing(site.path, str(faults[site.path])) for site in sites]
 
 
 def _documents(text: Sequence[str | Path], tagged: str | Path | None) -> list[Any]:

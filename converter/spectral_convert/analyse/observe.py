@@ -112,6 +112,13 @@ class _Sums:
         return ""
 
 
+def refused_routing(path: str, reason: str) -> LayerRouting:
+    """The place of a layer that could not be observed."""
+    nothing = np.zeros(0)
+    ids = np.zeros((0, 1), np.int16)
+    return LayerRouting(path, 0, 0, ids, nothing.astype(np.float32), nothing, 0.0, np.zeros((3, 0)), reason)
+
+
 def probabilities(scores: torch.Tensor) -> torch.Tensor:
     """Scores [T, E] as distributions in float64; a softmax's are already, others are divided by their sum."""
     positive = scores.double().clamp(min=0.0)
@@ -157,7 +164,8 @@ def observe_routing(
 def _hook(layer: _Sums, position: _Position) -> Callable[..., None]:
     def observe(_: Any, args: Any, output: Any) -> None:
         keep = position.keep.to(args[0].device)
-        hidden = args[0].reshape(-1, args[0].shape[-1])[keep]
-        layer.add(position.rows, hidden, (output[1][keep], output[2][keep]))
+        hidden = layer.site.gate_input(args[0])[keep]
+        weights, ids = layer.site.route_of(output)
+        layer.add(position.rows, hidden, (weights[keep], ids[keep]))
 
     return observe

@@ -145,10 +145,11 @@ def _target_states(model: Any, sites: Sequence[RouterSite], windows: Sequence[Wi
     stored = [torch.zeros(0)] * len(sites)
     current: list[Batch] = []
 
-    def observe(layer: int) -> Any:
+    def observe(layer: int, site: RouterSite) -> Any:
         def hook(_: Any, args: Any, __: Any) -> None:
             batch = current[-1]
-            states = args[0].reshape(*batch.ids.shape, -1)
+            states = site.gate_input(args[0])
+            states = states.reshape(*batch.ids.shape, -1)
             last = batch.keep.sum(dim=1) - 1
             picked = states[torch.arange(len(last)), last.to(states.device)].detach().clone()
             if not len(stored[layer]):
@@ -157,7 +158,7 @@ def _target_states(model: Any, sites: Sequence[RouterSite], windows: Sequence[Wi
 
         return hook
 
-    handles = [site.module.register_forward_hook(observe(i)) for i, site in enumerate(sites)]
+    handles = [site.module.register_forward_hook(observe(i, site)) for i, site in enumerate(sites)]
     try:
         for _ in run_batches(model, windows, "read sentences", current.append):
             pass
