@@ -20,6 +20,9 @@ CHOICE_BIAS_NAMES = ("e_score_correction_bias", "expert_bias", "expert_biases")
 OTHER_MODALITIES = re.compile(r"(^|\.)(vision|visual|image|audio|speech|talker)\w*(\.|$)")
 """Towers that a text never enters: their routers are left alone."""
 
+ROUTER_NAMES = re.compile(r"(Top[kK](Router|Gating)|MoEV\d+Gate)$")
+"""What transformers calls its router classes."""
+
 Place = tuple[nn.Module, str]
 """A tensor by its owner and name: looked up when needed, because loading and moving replace tensors."""
 
@@ -95,6 +98,7 @@ def find_routers(model: nn.Module) -> tuple[RouterSite, ...]:
     targets: dict[type[nn.Module], int] = {}
     for recorder in recorders(model):
         targets[getattr(recorder, "target_class", recorder)] = getattr(recorder, "index", 0)
+    targets = targets or _targets_by_name(model)
     sites = tuple(_sites(model, targets))
     if not sites:
         name = type(model).__name__
@@ -103,6 +107,12 @@ def find_routers(model: nn.Module) -> tuple[RouterSite, ...]:
             name, expected="a model with routers", found="no Mixture-of-Experts layer", remedy=remedy
         )
     return sites
+
+
+def _targets_by_name(model: nn.Module) -> dict[type[nn.Module], int]:
+    """Router classes by their names: transformers 5.17 has families (deepseek_v3, glm4_moe) that record nothing."""
+    kinds = {type(module) for module in model.modules()}
+    return dict.fromkeys((kind for kind in kinds if ROUTER_NAMES.search(kind.__name__)), 0)
 
 
 def _sites(model: nn.Module, targets: dict[type[nn.Module], int]) -> Iterator[RouterSite]:
