@@ -2,64 +2,23 @@
 #include "gate_select.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
+
+#include "row_loops.h"
 
 namespace spectral::cpu {
 namespace {
 
 constexpr float lowest = -std::numeric_limits<float>::infinity();
+/// Lists up to this length are kept sorted by insertion.
+constexpr std::size_t insertion_limit = 16;
 
 /// Larger key, better rank: the order of the floats, then the smaller id; NaN below everything.
 std::uint64_t rank_key(float value, std::size_t id) {
-    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value == 0.0F ? 0.0F : value);
-    const std::uint32_t ordered = (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-    const std::uint64_t high = std::isnan(value) ? 0 : ordered;
-    return high << 32U | (0xFFFFFFFFU - static_cast<std::uint32_t>(id));
-}
-
-/// e^x to about 1 ulp for x <= 0 (Cephes expf), written so that compilers vectorise it.
-float exp_of(float x) {
-    x = x < -87.0F ? -87.0F : x;
-    const float n = std::floor(1.44269504088896341F * x + 0.5F);
-    const float r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
-    float p = 1.9875691500e-4F;
-    p = p * r + 1.3981999507e-3F;
-    p = p * r + 8.3334519073e-3F;
-    p = p * r + 4.1665795894e-2F;
-    p = p * r + 1.6666665459e-1F;
-    p = p * r + 5.0000001201e-1F;
-    p = p * r * r + r + 1.0F;
-    const auto exponent = static_cast<std::int32_t>(n) + 127;
-    return p * std::bit_cast<float>(exponent << 23);
-}
-
-/// In place; NaN anywhere makes every share NaN, as in the other implementations.
-void softmax(float *values, std::size_t count) {
-    float best = lowest;
-    bool missing = false;
-    for (std::size_t i = 0; i < count; ++i) {
-        best = std::max(best, values[i]);
-        missing = missing || std::isnan(values[i]);
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-        const float share = values[i] == lowest ? 0.0F : exp_of(values[i] - best);
-        values[i] = share;
-    }
-    float total = 0.0F;
-    for (std::size_t i = 0; i < count; ++i) {
-        total += values[i];
-    }
-    const float factor = missing ? std::numeric_limits<float>::quiet_NaN() : 1.0F / total;
-    for (std::size_t i = 0; i < count; ++i) {
-        values[i] *= factor;
-    }
-}
-
-float sigmoid(float x) {
-    return x >= 0.0F ? 1.0F / (1.0F + std::exp(-x)) : std::exp(x) / (1.0F + std::exp(x));
+    return std::uint64_t{ordered_bits(value)} << 32U |
+           (0xFFFFFFFFU - static_cast<std::uint32_t>(id));
 }
 
 float bent(const GateRule &rule, float logit) {
@@ -78,19 +37,19 @@ float group_total(const GateRule &rule, const float *choice, std::size_t size) {
     return rule.group_top2 != 0 ? first + second : first;
 }
 
-void limit_groups(const GateRule &rule, float *choice, std::vector<std::uint64_t> &keys) {
+void limit_groups(const GateRule &rule, SelectScratch &scratch) {
     const auto groups = static_cast<std::size_t>(rule.groups);
     const std::size_t size = static_cast<std::size_t>(rule.experts) / groups;
-    std::vector<float> totals(groups);
+    float *choice = scratch.choice.data();
+    scratch.left.resize(groups);
+    scratch.order.resize(groups);
     for (std::size_t g = 0; g < groups; ++g) {
-        totals[g] = group_total(rule, choice + g * size, size);
+        scratch.left[g] = group_total(rule, choice + g * size, size);
     }
-    std::vector<std::int32_t> order(groups);
-    top_ids(totals.data(), groups, groups, keys, order.data());
+    top_ids(scratch.left.data(), groups, groups, scratch.keys, scratch.order.data());
     const float fill = rule.fill_zero != 0 ? 0.0F : lowest;
     for (auto i = static_cast<std::size_t>(rule.groups_kept); i < groups; ++i) {
-        const auto g = static_cast<std::size_t>(order[i]);
-        std::fill_n(choice + g * size, size, fill);
+        std::fill_n(choice + static_cast<std::size_t>(scratch.order[i]) * size, size, fill);
     }
 }
 
@@ -110,7 +69,7 @@ void sparsemixer(const GateRule &rule, const float *logits, SelectScratch &scrat
                 near[e] = lowest;
             }
         }
-        softmax(near.data(), experts);
+        softmax_row(near.data(), experts);
         weights[k] = near[mine] * rule.scale;
         scratch.left[mine] = lowest;
     }
@@ -122,10 +81,11 @@ void weigh(const GateRule &rule, const float *scores, const float *logits, const
     for (std::size_t k = 0; k < count; ++k) {
         const auto e = static_cast<std::size_t>(ids[k]);
         weights[k] = rule.weight == GateWeight::score ? scores[e] : bent(rule, logits[e]);
-        weights[k] = rule.weight == GateWeight::sigmoid ? sigmoid(weights[k]) : weights[k];
     }
     if (rule.weight == GateWeight::softmax) {
-        softmax(weights, count);
+        softmax_row(weights, count);
+    } else if (rule.weight == GateWeight::sigmoid) {
+        sigmoid_row(weights, count);
     }
     float total = 0.0F;
     for (std::size_t k = 0; k < count; ++k) {
@@ -140,8 +100,35 @@ void weigh(const GateRule &rule, const float *scores, const float *logits, const
 
 } // namespace
 
+namespace {
+
+/// The list while it is short: sorted insertion, which a row rarely causes. False when NaN is met.
+bool insert_best(const float *values, std::size_t experts, std::size_t count, std::int32_t *ids) {
+    std::size_t held = 0;
+    for (std::size_t e = 0; e < experts; ++e) {
+        const float value = values[e];
+        if (std::isnan(value)) {
+            return false;
+        }
+        if (held == count && !(value > values[ids[count - 1]])) {
+            continue;
+        }
+        std::size_t place = held < count ? held++ : count - 1;
+        for (; place > 0 && values[ids[place - 1]] < value; --place) {
+            ids[place] = ids[place - 1];
+        }
+        ids[place] = static_cast<std::int32_t>(e);
+    }
+    return true;
+}
+
+} // namespace
+
 void top_ids(const float *values, std::size_t experts, std::size_t count,
              std::vector<std::uint64_t> &keys, std::int32_t *ids) {
+    if (count <= insertion_limit && insert_best(values, experts, count, ids)) {
+        return;
+    }
     keys.resize(experts);
     for (std::size_t e = 0; e < experts; ++e) {
         keys[e] = rank_key(values[e], e);
@@ -156,6 +143,30 @@ void top_ids(const float *values, std::size_t experts, std::size_t count,
     }
 }
 
+void mark_best(const float *values, std::size_t experts, std::size_t count,
+               std::vector<std::uint32_t> &keys, std::uint8_t *allowed) {
+    keys.resize(experts);
+    order_row(values, experts, keys.data());
+    // Bisection on the ordered bits: the largest key that at least `count` values reach.
+    std::uint32_t low = 0;
+    for (std::uint32_t bit = 0x80000000U; bit != 0; bit >>= 1U) {
+        if (count_reaching(keys.data(), experts, low | bit) >= count) {
+            low |= bit;
+        }
+    }
+    std::size_t left = count;
+    for (std::size_t e = 0; e < experts; ++e) {
+        allowed[e] = keys[e] > low ? 1 : 0;
+        left -= allowed[e];
+    }
+    for (std::size_t e = 0; e < experts && left > 0; ++e) {
+        if (keys[e] == low) {
+            allowed[e] = 1;
+            --left;
+        }
+    }
+}
+
 void expert_scores(const GateRule &rule, const float *logits, float *scores) {
     const auto experts = static_cast<std::size_t>(rule.experts);
     for (std::size_t e = 0; e < experts; ++e) {
@@ -163,10 +174,10 @@ void expert_scores(const GateRule &rule, const float *logits, float *scores) {
     }
     switch (rule.score) {
     case GateScore::softmax:
-        softmax(scores, experts);
+        softmax_row(scores, experts);
         break;
     case GateScore::sigmoid:
-        std::transform(scores, scores + experts, scores, sigmoid);
+        sigmoid_row(scores, experts);
         break;
     case GateScore::sqrtsoftplus:
         std::transform(scores, scores + experts, scores, [](float x) {
@@ -191,9 +202,10 @@ void select_experts(const GateRule &rule, const float *logits, const float *choi
         scratch.choice[e] = usable ? scratch.scores[e] + bias : lowest;
     }
     if (rule.groups > 1) {
-        limit_groups(rule, scratch.choice.data(), scratch.keys);
+        limit_groups(rule, scratch);
     }
-    top_ids(scratch.choice.data(), experts, static_cast<std::size_t>(rule.top_k), scratch.keys, ids);
+    top_ids(scratch.choice.data(), experts, static_cast<std::size_t>(rule.top_k), scratch.keys,
+            ids);
     if (rule.weight == GateWeight::sparsemixer) {
         sparsemixer(rule, logits, scratch, ids, weights);
     } else {

@@ -31,6 +31,7 @@ LAYERS = (
     {"backends"},
     {"router"},
     {"attach"},
+    {"onnxruntime", "tensorrt"},
 )
 """The rooms of the runtime from the ground up; a room imports only rooms below it."""
 NATIVE_ROOMS = {

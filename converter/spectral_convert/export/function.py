@@ -170,7 +170,9 @@ def _choice(body: Body, rule: Any, scores: str) -> str:
 
 def _limit_groups(body: Body, rule: Any, choice: str) -> str:
     """Fills every group of experts but the best `groups_kept`."""
-    shape = body.add("Concat", body.ints(0), body.length("groups"), body.ints(-1), axis=0)
+    # Every length is named: an inferred one (-1) fails for no tokens at all.
+    size = body.add("Div", body.length("experts"), body.length("groups"))
+    shape = body.add("Concat", body.ints(0), body.length("groups"), size, axis=0)
     grouped = body.add("Reshape", choice, shape)
     if rule.group_score == "top2":
         best, _ = body.add("TopK", grouped, body.ints(2), outputs=2, axis=-1)
