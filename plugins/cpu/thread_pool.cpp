@@ -4,9 +4,24 @@
 #include <algorithm>
 #include <map>
 
-namespace spectral::cpu {
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 
-ThreadPool::ThreadPool(std::size_t threads) {
+namespace spectral::cpu {
+namespace {
+
+int this_process() {
+#if defined(_WIN32)
+    return 0;
+#else
+    return static_cast<int>(getpid());
+#endif
+}
+
+} // namespace
+
+ThreadPool::ThreadPool(std::size_t threads) : process_(this_process()) {
     if (threads == 0) {
         threads = std::max(1U, std::thread::hardware_concurrency());
     }
@@ -28,7 +43,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(std::size_t count, const std::function<void(std::size_t)> &task) {
-    if (workers_.empty() || count <= 1) {
+    if (serial(count)) {
         for (std::size_t i = 0; i < count; ++i) {
             task(i);
         }
@@ -51,6 +66,10 @@ void ThreadPool::run(std::size_t count, const std::function<void(std::size_t)> &
     if (error_) {
         std::rethrow_exception(error_);
     }
+}
+
+bool ThreadPool::serial(std::size_t count) const {
+    return workers_.empty() || count <= 1 || process_ != this_process();
 }
 
 void ThreadPool::drain(const std::function<void(std::size_t)> &task, std::size_t count) {

@@ -28,7 +28,10 @@ class ThreadPool final : public Executor {
     void work();
     void drain(const std::function<void(std::size_t)> &task, std::size_t count);
 
+    [[nodiscard]] bool serial(std::size_t count) const;
+
     std::vector<std::thread> workers_;
+    int process_; ///< a fork inherits the pool but not its threads
     std::mutex one_run_;
     std::mutex mutex_;
     std::condition_variable wake_, done_;

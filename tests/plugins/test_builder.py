@@ -62,8 +62,9 @@ def hostile(rng: np.random.Generator, kind: str, experts: int) -> Geometry:
         centres *= np.float32(1e18)
     elif kind == "tiny":
         centres *= np.float32(1e-38)
-    elif kind == "geometric":
-        centres *= np.exp2(-(np.arange(experts, dtype=np.float32) % 100))[None, :, None]
+    elif kind == "geometric":  # every split peels off the outermost: the deepest tree a heuristic can build
+        exponents = rng.integers(0, 140, size=centres.shape).astype(np.float32)
+        centres[:], colour[:], beta[:] = np.exp2(20 - exponents), 0.0, 0.0
     return dataclasses.replace(geometry, centres=centres, colour=colour, beta=beta)
 
 

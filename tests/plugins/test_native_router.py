@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -140,6 +143,29 @@ def test_calls_from_several_threads(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(ids, want)
 
 
+FORK = """
+import os, signal
+import numpy as np
+from spectral_runtime import _native
+rng = np.random.default_rng(0)
+draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+router = _native.CpuRouter(draw(40), draw(3, 40), draw(1, 90, 3), draw(90, 0), draw(90), threads=3)
+states = draw(200, 40)
+want = router.route(states, 5)[0]
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(0 if (router.route(states, 5)[0] == want).all() else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_routes_without_the_threads_it_lost() -> None:
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], timeout=60, check=False)
+    assert result.returncode == 0
+
+
 @pytest.mark.parametrize("spread", [1e-30, 1e-6, 1e6, 1e15, 1e25])
 @pytest.mark.parametrize("simd", native.available_simd())
 def test_huge_and_tiny_radii(rng: np.random.Generator, spread: float, simd: str) -> None:
@@ -193,6 +219,24 @@ def test_rows_that_are_not_finite(rng: np.random.Generator, simd: str, method: s
     assert len(set(ids[2].tolist())) == 20
     if np.isnan(scores[2]).all():
         np.testing.assert_array_equal(ids[2], np.arange(20))
+
+
+@pytest.mark.parametrize("simd", native.available_simd())
+@pytest.mark.parametrize("method", ["scan", "search"])
+@pytest.mark.parametrize("count", [20, 200, 400])
+def test_experts_whose_score_overflows_to_nan_rank_last(
+    rng: np.random.Generator, simd: str, method: str, count: int
+) -> None:
+    geometry = random_geometry(rng, 400)
+    geometry.centres[0, ::2] = [3e38, 3e38, 0.0]  # inf - inf at the point below
+    router = make(geometry, build_bvh(geometry), simd=simd)
+    point = np.array([[2.0, -2.0, 0.5]], dtype=np.float32)
+    ids, scores, _ = router.route_points(point, count, method=method)
+    numbers = min(count, 200)
+    assert (ids[0, :numbers] % 2 == 1).all()
+    assert (np.diff(scores[0, :numbers]) <= 0).all()
+    assert np.isnan(scores[0, numbers:]).all()
+    np.testing.assert_array_equal(ids[0, numbers:], 2 * np.arange(count - numbers))
 
 
 def test_empty_batch(rng: np.random.Generator) -> None:
