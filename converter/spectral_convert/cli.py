@@ -17,24 +17,26 @@ from spectral_convert.export.commands import export_command
 from spectral_convert.options import Command, hub_options, json_option, model_options, show, torch_options
 from spectral_convert.recipe import Recipe
 from spectral_convert.report.command import report
+from spectral_convert.verb_map import VerbMap
 from spectral_convert.verbs import families_command, push_command
 from spectral_runtime.errors import InternalError, UserError
 
+HELP = """Turn Mixture-of-Experts checkpoints into measured geometric routers, and run them.
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+Every verb takes --json and --help. Completion for your shell (or zsh_source, fish_source):
+
+\b
+  eval "$(_SPECTRAL_COMPLETE=bash_source spectral)"
+"""
+
+
+@click.group(
+    cls=VerbMap, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
+)
 @click.version_option(spectral_runtime.__version__, prog_name="spectral")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is being done.")
 def spectral(verbose: bool) -> None:
-    r"""Turn Mixture-of-Experts checkpoints into measured geometric routers, and run them.
-
-    \b
-    convert   checkpoint -> bundle          inspect   what a bundle holds
-    evaluate  converted against untouched   generate  text, both ways
-    bench     routing time, gate against geometry
-    export    bundle -> ONNX
-    families  which architectures convert, and by which rule
-    push      bundle -> Hub
-    """
+    """The group of all verbs."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
     )

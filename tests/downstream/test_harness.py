@@ -33,7 +33,7 @@ def install(monkeypatch: pytest.MonkeyPatch, evaluate: Any) -> None:
 
 
 def results(**_: Any) -> dict[str, Any]:
-    metrics = {"acc,none": 0.25, "acc_stderr,none": 0.01, "alias": "arc_easy"}
+    metrics = {"acc,none": 0.25, "acc_stderr,none": 0.01, "alias": "arc_easy", "sample_len": 12}
     return {
         "results": {"arc_easy": metrics},
         "n-samples": {"arc_easy": {"effective": 12}},
@@ -43,7 +43,7 @@ def results(**_: Any) -> dict[str, Any]:
 
 def test_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match="pip install lm-eval"):
+    with pytest.raises(ConfigError, match=r"pip install 'lm-eval\[hf\]'"):
         require_harness()
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from spectral_runtime.errors import ConfigError
 
+COUNTS = ("sample_len", "sample_count")
+"""What the harness lists among the metrics but is none."""
+
 
 def require_harness() -> None:
     """Raises ConfigError with the way to install it, before any model is run."""
@@ -17,9 +20,10 @@ def require_harness() -> None:
 def _harness() -> Any:
     try:
         import lm_eval
+        import lm_eval.models.huggingface
     except ImportError as error:
         raise ConfigError(
-            "evaluate.tasks", expected="lm-eval", found=str(error), remedy="pip install lm-eval"
+            "evaluate.tasks", expected="lm-eval", found=str(error), remedy="pip install 'lm-eval[hf]'"
         ) from error
     return lm_eval
 
@@ -72,7 +76,7 @@ def _task(name: str, found: dict[str, Any]) -> dict[str, Any]:
     metrics = {
         key.removesuffix(",none"): float(value)
         for key, value in found["results"][name].items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in COUNTS
     }
     samples = found.get("n-samples", {}).get(name, {}).get("effective")
     return {"metrics": metrics, "samples": samples, "version": found.get("versions", {}).get(name)}
