@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from tqdm import tqdm
 
+from spectral_convert.stream import stream_of
 from spectral_convert.text import Window
 from spectral_runtime.attach.discovery import RouterSite
 from spectral_runtime.errors import ModelError
@@ -52,14 +54,33 @@ def run_batches(
     model: Any, windows: Sequence[Window], label: str, before: Callable[[Batch], None] | None = None
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Forwards every batch without gradients; yields it with its logits [B, N, V]. Progress counts tokens."""
-    device = next(model.parameters()).device
     total = sum(len(window.ids) for window in windows)
     with tqdm(total=total, desc=label, unit="tok", disable=None, leave=False) as bar, torch.inference_mode():
-        for batch in batches(windows):
-            if before is not None:
-                before(batch)
-            yield batch, model(input_ids=batch.ids.to(device), use_cache=False).logits
+        for batch, logits in _forwards(model, list(batches(windows)), before or (lambda _: None)):
+            yield batch, logits
             bar.update(int(batch.keep.sum()))
+
+
+def _forwards(
+    model: Any, todo: Sequence[Batch], before: Callable[[Batch], None]
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """One batch after the other, or, for a streamed model, layer by layer; `before` is told whenever a batch goes on."""
+    stream = stream_of(model)
+    if stream is None:
+        device = next(model.parameters()).device
+        for batch in todo:
+            before(batch)
+            yield batch, model(input_ids=batch.ids.to(device), use_cache=False).logits
+        return
+    jobs = [partial(_forward, model, batch, stream.device) for batch in todo]
+    results = stream.run(jobs, lambda number: before(todo[number]))
+    yield from zip(todo, results, strict=True)
+
+
+def _forward(model: Any, batch: Batch, device: str) -> torch.Tensor:
+    with torch.inference_mode():  # the mode belongs to the thread
+        logits: torch.Tensor = model(input_ids=batch.ids.to(device), use_cache=False).logits
+    return logits
 
 
 Record = Callable[[int, torch.Tensor, Any], None]

@@ -122,7 +122,7 @@ def _of_dataset(source: str, field: str, render: Render) -> Iterator[str]:
         raise TextError(
             source, expected="a file, a folder, or the package datasets", found="none", remedy=remedy
         ) from error
-    name, config, split = (source.split(":") + ["", ""])[:3]
+    name, config, split = [*source.split(":"), "", ""][:3]
     try:
         rows = load_dataset(name, config or None, split=split or "train", streaming=True)
         for number, row in zip(range(MAX_ROWS), rows, strict=False):
