@@ -158,3 +158,21 @@ def write_text(file: Path, **options: Any) -> Path:
     """The documents as a calibration file."""
     file.write_text("\f".join(pico_documents(**options)), encoding="utf-8")
     return file
+
+
+def convert_in_child(settings: dict[str, Any], started: Any = None) -> None:
+    """A conversion for a process that may be killed; progress and remarks go nowhere."""
+    import os
+    import sys
+    import warnings
+
+    import torch
+
+    from spectral_convert.convert import convert_checkpoint
+
+    warnings.simplefilter("ignore")
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    torch.set_num_threads(1)
+    if started is not None:
+        started.set()
+    convert_checkpoint(**settings)

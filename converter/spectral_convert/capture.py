@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from spectral_convert.captured import LayerCapture, Moments
-from spectral_convert.forward import watch_routers
+from spectral_convert.forward import Batch, batches, watch_routers
+from spectral_convert.stream import stream_of
+from spectral_convert.stream.spill import spill
 from spectral_convert.text import TextSet
 from spectral_runtime.attach.discovery import RouterSite
 
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 def capture_routing(
     model: Any, sites: Sequence[RouterSite], splits: dict[str, TextSet]
 ) -> tuple[LayerCapture, ...]:
-    """Moments over the fit split and router inputs of the certify split, for every router.
+    """Moments over the fit split and router inputs of the certify split, for every router; both in one pass.
 
     Raises:
         ModelError: when a hidden state is not finite, or a router was bypassed.
@@ -31,18 +33,33 @@ def capture_routing(
     moments = [Moments.zero(site.weight.shape[1], site.weight.shape[0]) for site in sites]
     weights = [_float_gate(site) for site in sites]
     stored: list[list[torch.Tensor]] = [[] for _ in sites]
+    keep = _keeper(model)
+    fit, certify = (list(batches(splits[name].windows)) for name in ("fit", "certify"))
+    fitted = {id(batch) for batch in fit}
+    running: list[Batch] = fit[:1]
 
-    def count(layer: int, hidden: torch.Tensor, route: Any) -> None:
-        _accumulate(moments[layer], hidden.float(), route[1], *weights[layer])
+    def record(layer: int, hidden: torch.Tensor, route: Any) -> None:
+        if id(running[0]) in fitted:
+            _accumulate(moments[layer], hidden.float(), route[1], *weights[layer])
+        else:
+            stored[layer].append(keep(hidden.cpu()))
 
-    def store(layer: int, hidden: torch.Tensor, _: Any) -> None:
-        stored[layer].append(hidden.cpu())
+    def start(batch: Batch) -> None:
+        running[:] = [batch]
 
-    for _ in watch_routers(model, sites, splits["fit"].windows, "capture fit", count):
+    windows = (*splits["fit"].windows, *splits["certify"].windows)
+    for _ in watch_routers(model, sites, windows, "capture", record, todo=[*fit, *certify], before=start):
         pass
-    for _ in watch_routers(model, sites, splits["certify"].windows, "capture certify", store):
-        pass
-    return tuple(LayerCapture(*parts) for parts in zip(sites, moments, map(torch.cat, stored), strict=True))
+    joined = (keep(torch.cat(parts)) for parts in stored)
+    return tuple(LayerCapture(*parts) for parts in zip(sites, moments, joined, strict=True))
+
+
+def _keeper(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """How router inputs are kept: in memory, or in files when the model's stream spills."""
+    stream = stream_of(model)
+    if stream is None or not stream.spilling:
+        return lambda tensor: tensor
+    return lambda tensor: spill(tensor, stream.folder)
 
 
 def _float_gate(site: RouterSite) -> tuple[torch.Tensor, torch.Tensor | None]:

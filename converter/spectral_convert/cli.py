@@ -14,7 +14,7 @@ import click
 import spectral_runtime
 from spectral_convert.analyse.command import analyse
 from spectral_convert.export.commands import export_command
-from spectral_convert.options import Command, hub_options, json_option, model_options, show, torch_options
+from spectral_convert.options import Command, hub_options, json_option, model_options, show, size_options, torch_options
 from spectral_convert.recipe import Recipe
 from spectral_convert.report.command import report
 from spectral_convert.verb_map import VerbMap
@@ -72,6 +72,7 @@ def _click_type(hint: Any) -> Any:
     "--overwrite", is_flag=True, help="Replace the bundle that is there, once the new one is complete."
 )
 @hub_options
+@size_options
 @recipe_options
 @json_option
 def convert_command(as_json: bool, **settings: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from spectral_convert.certify import certify_layer, require_disjoint, risk_curve
 from spectral_convert.evaluate import Evaluation, evaluate_model
 from spectral_convert.families import classify_routers
 from spectral_convert.fit import fit_layer
+from spectral_convert.opening import Load, budget_activations, open_model
 from spectral_convert.recipe import Recipe, resolve
+from spectral_convert.resume import Fitted, Pieces, base_digest
 from spectral_convert.text import TextSet, calibration_splits
 from spectral_convert.tree import build_tree
+from spectral_convert.workdir import WorkDir
 from spectral_runtime.attach.discovery import find_routers
-from spectral_runtime.attach.load import load_base
 from spectral_runtime.bundle import Bundle, check_target, write_bundle
+from spectral_runtime.gate import GateRule
+from spectral_runtime.strict import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ def convert_checkpoint(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
+    load: Load = "auto",
+    memory: float | None = None,
+    work: str | Path | None = None,
     **settings: Any,
 ) -> Conversion:
     """Converts a Mixture-of-Experts checkpoint into a spectral bundle.
@@ -55,6 +63,9 @@ def convert_checkpoint(
         token: Hub token; None uses the one of the login. Never stored.
         cache_dir: where the Hub keeps downloads.
         trust_remote_code: run Python code that the checkpoint brings.
+        load: `stream` holds one decoder layer at a time, `full` the model, `auto` the model where it clearly fits.
+        memory: GiB that activations may take while streaming before they spill to the work folder.
+        work: folder of finished pieces, kept; None is `OUT.work`, removed at the end. The same command continues there.
         **settings: the fields of `Recipe`.
 
     Raises:
@@ -63,38 +74,62 @@ def convert_checkpoint(
     resolved = resolve(recipe, {"model": model or None, **settings})
     target = check_target(Path(out), overwrite=overwrite)
     hub = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    network, tokenizer = load_base(
-        resolved.model, revision=resolved.revision, dtype=_dtype(resolved), device=resolved.device, **hub
-    )
+    network, tokenizer = open_model(resolved, load=load, hub=hub)
     sites = find_routers(network)
     rules = classify_routers(sites)
-    assert resolved.calibration is not None
-    texts = calibration_splits(
-        tokenizer, resolved.calibration,
-        tokens=resolved.tokens, length=resolved.sequence_length, seed=resolved.seed,
-        field=resolved.text_field, chat_template=resolved.chat_template,
-    )  # fmt: skip
-    require_disjoint(texts["fit"].split, texts["certify"].split)
-    captures = capture_routing(network, sites, texts)
+    texts = _texts(resolved, tokenizer)
+    folder = Path(work) if work is not None else target.with_name(f"{target.name}.work")
+    pieces = Pieces(WorkDir(folder), resolved, base_digest(network, resolved.model), texts)
+    budget_activations(network, texts, memory, folder)
+    captures = pieces.capture(sites, lambda: capture_routing(network, sites, texts))
     warn_rare(captures, resolved.alpha)
     layers = [
-        _convert_layer(resolved, capture, rule, texts["certify"])
+        _convert_layer(pieces, capture, rule, texts["certify"])
         for capture, rule in tqdm(
             list(zip(captures, rules, strict=True)), desc="fit layers", disable=None, leave=False
         )
     ]
     splits = {name: text.split for name, text in texts.items()}
     bundle = assemble_bundle(resolved, network, layers, splits, target)
-    evaluation = evaluate_model(network, bundle, texts["evaluate"], sequence_length=resolved.sequence_length)
-    return Conversion(_write(bundle, layers, evaluation, overwrite), evaluation)
+    evaluation = _evaluate(pieces, network, bundle, texts["evaluate"])
+    written = _write(bundle, layers, evaluation, overwrite)
+    if work is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Conversion(written, evaluation)
 
 
-def _convert_layer(recipe: Recipe, capture: LayerCapture, rule: Any, certify: TextSet) -> ConvertedLayer:
-    fit = fit_layer(capture, rule, levels=recipe.levels, colour=recipe.colour)
-    bvh = build_tree(capture.site, fit.geometry)
-    curve = risk_curve(capture.site, rule, fit.geometry, capture.certify)
+def _texts(recipe: Recipe, tokenizer: Any) -> dict[str, TextSet]:
+    """The three splits; a certificate on the fit's own documents is refused."""
+    assert recipe.calibration is not None
+    texts = calibration_splits(
+        tokenizer, recipe.calibration,
+        tokens=recipe.tokens, length=recipe.sequence_length, seed=recipe.seed,
+        field=recipe.text_field, chat_template=recipe.chat_template,
+    )  # fmt: skip
+    require_disjoint(texts["fit"].split, texts["certify"].split)
+    return texts
+
+
+def _convert_layer(pieces: Pieces, capture: LayerCapture, rule: GateRule, certify: TextSet) -> ConvertedLayer:
+    recipe, site = pieces.recipe, capture.site
+
+    def make() -> Fitted:
+        fit = fit_layer(capture, rule, levels=recipe.levels, colour=recipe.colour)
+        curve = risk_curve(site, rule, fit.geometry, capture.certify)
+        return fit.geometry, fit.explained, build_tree(site, fit.geometry), curve
+
+    geometry, explained, bvh, curve = pieces.fit(site, rule, make)
     certificate = certify_layer(curve, certify.split, alpha=recipe.alpha, top_k=rule.top_k)
-    return ConvertedLayer(capture.site, rule, fit.geometry, fit.explained, bvh, curve, certificate)
+    return ConvertedLayer(site, rule, geometry, explained, bvh, curve, certificate)
+
+
+def _evaluate(pieces: Pieces, network: Any, bundle: Bundle, text: TextSet) -> Evaluation:
+    def make() -> dict[str, Any]:
+        length = pieces.recipe.sequence_length
+        return asdict(evaluate_model(network, bundle, text, sequence_length=length))
+
+    key = [layer.entry for layer in bundle.layers]
+    return parse(Evaluation, pieces.evaluate(key, make), where="work folder")
 
 
 def _write(
@@ -105,12 +140,6 @@ def _write(
     return write_bundle(
         bundle.path, bundle.manifest, bundle.layers, evidence=evidence, card=card, overwrite=overwrite
     )
-
-
-def _dtype(recipe: Recipe) -> str:
-    if recipe.dtype != "auto":
-        return recipe.dtype
-    return "float32" if recipe.device == "cpu" else "auto"
 
 
 def _signature() -> inspect.Signature:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from spectral_convert.downstream.parts import Parts, Routing, measure_parts
 from spectral_convert.evidence import write_evidence
 from spectral_convert.forward import Batch, run_batches, token_losses, watch_routers
 from spectral_convert.paired import PairedPerplexity, compare
+from spectral_convert.stream import stream_of
 from spectral_convert.text import TextSet, whole_text
 from spectral_runtime.attach.attachment import attach, plan_layers
 from spectral_runtime.attach.layer import AttachedLayer
@@ -136,7 +138,8 @@ def evaluate_model(
 
     watched = watch_routers(model, [layer.site for layer in layers], text.windows, "evaluate base", record)
     base = _losses(text, watched)
-    with attach(model, bundle, mode, candidates=candidates):
+    whole = stream_of(model) is None  # one token through a streamed model is a whole pass of the disk
+    with attach(model, bundle, mode, candidates=candidates, verify=whole):
         converted = _losses(text, run_batches(model, text.windows, "evaluate converted"))
     pair = compare(text.windows, base, converted, seed=seed)
     return Evaluation(text.split, sequence_length, pair, tuple(tally.result() for tally in tallies))
@@ -154,76 +157,65 @@ def _losses(text: TextSet, runs: Any) -> list[NDArray[np.float64]]:
 def evaluate_bundle(
     bundle: str | Path,
     *,
-    text: str | Path | None = None,
     base: str | None = None,
     mode: Mode | None = None,
     candidates: int | None = None,
-    max_tokens: int | None = None,
-    sequence_length: int = 1024,
-    stride: int | None = None,
-    pairs: str | Path | None = None,
-    max_pairs: int | None = None,
-    tasks: Sequence[str] = (),
-    task_limit: int | None = None,
-    task_folder: str | Path | None = None,
-    long_context: bool = False,
-    max_length: int | None = None,
-    trials: int = 8,
     dtype: str = "float32",
     device: str = "cpu",
-    seed: int = 0,
     evidence: str | Path | None = None,
+    **asked: Any,
 ) -> dict[str, Any]:
     """The bundle against the untouched model, in one process: text, pairs, tasks, length, as asked.
 
     Args:
         bundle: folder or hub id.
-        text: UTF-8 file or folder of `.txt`; documents separated by a form feed.
         base: where the base model lies now; None: where the bundle says.
         mode: overrides the layers' modes.
         candidates: overrides C.
-        max_tokens: stop after this many tokens of text.
-        sequence_length: tokens per window.
-        stride: tokens from one window to the next; None: windows do not overlap.
-        pairs: JSONL of minimal pairs, or a folder of them.
-        max_pairs: of each file.
-        tasks: of lm-evaluation-harness.
-        task_limit: examples a task.
-        task_folder: of further task definitions.
-        long_context: perplexity by position, pass key and copying; needs `text`.
-        max_length: longest context tried; None: the model's limit.
-        trials: probes of every length.
         dtype: torch dtype of both models.
         device: torch device.
-        seed: of bootstraps and probes.
         evidence: JSON file the record is written to as well.
+        **asked: the fields of `Parts`.
 
     Raises:
         UserError: nothing to evaluate on, unreadable input, or a bundle for another model.
     """
-    parts = Parts(
-        text=text, max_tokens=max_tokens, sequence_length=sequence_length, stride=stride, pairs=pairs,
-        max_pairs=max_pairs, tasks=tuple(tasks), task_limit=task_limit, task_folder=task_folder,
-        long_context=long_context, max_length=max_length, trials=trials, seed=seed,
-    )  # fmt: skip
+    parts = Parts(**asked)
     parts.check()
     loaded = load_bundle(bundle)
     named = loaded.manifest.base_model
     revision = None if base else named.revision
     model, tokenizer = load_base(base or named.id, revision=revision, dtype=dtype, device=device)
     routing = Routing(model, tokenizer, loaded, mode, candidates)
-    record: dict[str, Any] = {}
-    if text is not None:
-        content = whole_text(tokenizer, text, sequence_length, max_tokens, stride=stride)
-        settings: dict[str, Any] = {
-            "mode": mode,
-            "candidates": candidates,
-            "sequence_length": sequence_length,
-        }
-        record |= evaluate_model(model, loaded, content, seed=seed, **settings).as_json()
-    record |= measure_parts(routing, parts)
+    record = {**_text_record(routing, parts), **measure_parts(routing, parts)}
     record |= {"mode": mode, "candidates": candidates, "dtype": dtype, "device": device}
     record["protocol"] = parts.protocol(record) | {"dtype": dtype, "base_routers": named.routers_sha256}
     if evidence is not None:
         write_evidence(evidence, "evaluate", record)
     return record
+
+
+def _text_record(routing: Routing, parts: Parts) -> dict[str, Any]:
+    if parts.text is None:
+        return {}
+    length = parts.sequence_length
+    content = whole_text(routing.tokenizer, parts.text, length, parts.max_tokens, stride=parts.stride)
+    return evaluate_model(
+        routing.model, routing.bundle, content,
+        mode=routing.mode, candidates=routing.candidates, sequence_length=length, seed=parts.seed,
+    ).as_json()  # fmt: skip
+
+
+def _signature() -> inspect.Signature:
+    """The keywords of `evaluate_bundle` with `**asked` spelt out from `Parts`."""
+    own = [p for p in inspect.signature(evaluate_bundle).parameters.values() if p.name != "asked"]
+    extra = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+        )
+        for field in dataclasses.fields(Parts)
+    ]
+    return inspect.Signature([*own, *extra])
+
+
+evaluate_bundle.__signature__ = _signature()  # type: ignore[attr-defined]

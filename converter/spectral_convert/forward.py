@@ -18,7 +18,8 @@ from spectral_convert.text import Window
 from spectral_runtime.attach.discovery import RouterSite
 from spectral_runtime.errors import ModelError
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens in a forward pass by device: what fills it without holding much."""
 LOSS_CHUNK = 1024
 """Rows of logits turned into losses at a time: bounds the float32 copy of a large vocabulary."""
 
@@ -35,7 +36,7 @@ class Batch:
     """bool [B, N], False on padding."""
 
 
-def batches(windows: Sequence[Window], batch_tokens: int = BATCH_TOKENS) -> Iterator[Batch]:
+def batches(windows: Sequence[Window], batch_tokens: int = BATCH_TOKENS["cpu"]) -> Iterator[Batch]:
     """Batches of windows of like length, longest first."""
     order = sorted(range(len(windows)), key=lambda i: (-len(windows[i].ids), i))
     while order:
@@ -50,13 +51,23 @@ def batches(windows: Sequence[Window], batch_tokens: int = BATCH_TOKENS) -> Iter
         yield Batch(tuple(take), ids, keep)
 
 
+def batch_tokens(model: Any) -> int:
+    """Tokens in a forward pass on the model's device."""
+    return BATCH_TOKENS.get(next(model.parameters()).device.type, BATCH_TOKENS["cpu"])
+
+
 def run_batches(
-    model: Any, windows: Sequence[Window], label: str, before: Callable[[Batch], None] | None = None
+    model: Any,
+    windows: Sequence[Window],
+    label: str,
+    before: Callable[[Batch], None] | None = None,
+    todo: Sequence[Batch] | None = None,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Forwards every batch without gradients; yields it with its logits [B, N, V]. Progress counts tokens."""
-    total = sum(len(window.ids) for window in windows)
+    todo = list(batches(windows, batch_tokens(model))) if todo is None else todo
+    total = sum(int(batch.keep.sum()) for batch in todo)
     with tqdm(total=total, desc=label, unit="tok", disable=None, leave=False) as bar, torch.inference_mode():
-        for batch, logits in _forwards(model, list(batches(windows)), before or (lambda _: None)):
+        for batch, logits in _forwards(model, todo, before or (lambda _: None)):
             yield batch, logits
             bar.update(int(batch.keep.sum()))
 
@@ -88,18 +99,25 @@ Record = Callable[[int, torch.Tensor, Any], None]
 
 
 def watch_routers(
-    model: Any, sites: Sequence[RouterSite], windows: Sequence[Window], label: str, record: Record
+    model: Any,
+    sites: Sequence[RouterSite],
+    windows: Sequence[Window],
+    label: str,
+    record: Record,
+    *,
+    todo: Sequence[Batch] | None = None,
+    before: Callable[[Batch], None] | None = None,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """`run_batches`, with `record(layer, hidden [T, D], (weights, ids) [T, K])` for every router call.
 
     Raises:
         ModelError: when a hidden state is not finite, or a router was bypassed.
     """
-    watch = _Watch(record, [0] * len(sites))
+    watch = _Watch(record, [0] * len(sites), before or (lambda _: None))
     handles = [site.module.register_forward_hook(watch.hook(i, site)) for i, site in enumerate(sites)]
     count = 0
     try:
-        for result in run_batches(model, windows, label, watch.start):
+        for result in run_batches(model, windows, label, watch.start, todo):
             count += 1
             yield result
     finally:
@@ -119,10 +137,12 @@ class _Watch:
 
     record: Record
     calls: list[int]
+    before: Callable[[Batch], None]
     keep: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def start(self, batch: Batch) -> None:
         self.keep = batch.keep.reshape(-1)
+        self.before(batch)
 
     def hook(self, layer: int, site: RouterSite) -> Callable[..., None]:
         def observe(_: Any, args: Any, output: Any) -> None:

@@ -54,6 +54,28 @@ def hub_options(command: Command) -> Command:
     return command
 
 
+def size_options(command: Command) -> Command:
+    """How a conversion deals with models of any size."""
+    options = (
+        click.option(
+            "--load",
+            type=click.Choice(["auto", "stream", "full"]),
+            default="auto",
+            show_default=True,
+            help="stream: one decoder layer in memory at a time; full: the whole model.",
+        ),
+        click.option(
+            "--memory", type=float, help="GiB for activations before they spill.  [default: a quarter]"
+        ),
+        click.option(
+            "--work", type=click.Path(), help="Keep finished pieces here.  [default: OUT.work, until the end]"
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def show(record: dict[str, Any], as_json: bool, render: Callable[[Any], Any]) -> None:
     """Prints a record as JSON, or as `render` draws it on the console."""
     from spectral_convert.terminal import console

@@ -13,6 +13,11 @@ from spectral_convert.sources import Document, Messages, Render, plain_chat, rea
 from spectral_runtime.bundle.manifest import Split
 from spectral_runtime.errors import TextError
 
+__all__ = [
+    "Document", "TextSet", "Window", "calibration_splits", "pieces_of", "read_documents", "strided_windows", "text_set",
+    "tokenise", "whole_text", "windows_of",
+]  # fmt: skip
+
 SHARES = {"fit": 0.7, "certify": 0.15, "evaluate": 0.15}
 """Share of the calibration tokens that each split receives."""
 

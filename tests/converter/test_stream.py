@@ -33,7 +33,7 @@ def streamed(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def logits_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    monkeypatch.setattr("spectral_convert.forward.BATCH_TOKENS", 64)
+    monkeypatch.setattr("spectral_convert.forward.BATCH_TOKENS", {"cpu": 64})
     return [logits.clone() for _, logits in run_batches(model, DIFFERENT_LENGTHS, "test")]
 
 

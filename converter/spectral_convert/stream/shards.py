@@ -43,10 +43,9 @@ def shard_files(folder: Path) -> list[Path]:
         ModelError: none, or one that the index names is missing.
     """
     index = folder / INDEX
+    names = [SINGLE]
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = [SINGLE]
     for name in names:
         if not (folder / name).is_file():
             remedy = "download every shard, or point at the folder that holds them"

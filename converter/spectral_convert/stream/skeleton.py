@@ -32,7 +32,7 @@ def _empty_parameters() -> Iterator[None]:
             settings = {"requires_grad": parameter.requires_grad}
             module._parameters[name] = nn.Parameter(parameter.to("meta"), **settings)
 
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
