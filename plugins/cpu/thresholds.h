@@ -2,10 +2,10 @@
 // tests/benchmarks/bench_crossover.py` (evidence/crossover_cpu.json); run it again and edit these
 // when a kernel changes.
 //
-// The break-even lies at 1/10 of the leaf blocks (E = 4096, 12 dimensions), 1/20 (E = 4096, 3
-// dimensions) and 1/30 to 1/60 (E = 65536, where a search misses the cache); its median is 1/22. So
-// with 3 dimensions a search wins from 8192 to 16384 experts on, and in 6 or more only where
-// experts lie in clusters: there a scan is the better answer.
+// The break-even lies at 1/14 of the leaf blocks (E = 4096, 12 dimensions), 1/23 (E = 4096, 3
+// dimensions) and 1/20 to 1/90 (E = 65536, where a search misses the cache); its median is 1/25. So
+// with 3 dimensions a search wins from 8192 (equal radii) to 32768 experts on, and in 6 or more
+// only where experts lie in clusters: there a scan is the better answer.
 #pragma once
 
 #include <cstddef>

@@ -18,7 +18,7 @@ from planted import plant
 from spectral_runtime import _native
 from spectral_runtime.bvh import build_bvh
 
-TOKENS = 256
+TOKENS = 4096
 BLOCK = 16
 
 

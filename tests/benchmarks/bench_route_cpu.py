@@ -17,6 +17,7 @@ scan for R=3 only, and R=24 wins over the dense gate by the ratio of the ranks, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -33,56 +34,60 @@ from spectral_runtime.bvh import build_bvh
 from spectral_runtime.geometry import directions
 
 K = 8
-Arm = Callable[[], np.ndarray]
+BATCHES = 4
+Arm = Callable[[int], np.ndarray]
+"""Routes batch number i and returns its ids [T, k]."""
 
 
-def dense_arm(layer: Planted, hidden: np.ndarray) -> Arm:
-    rows, bias = (torch.from_numpy(array) for array in layer.gate())
-    states = torch.from_numpy(hidden)
+def dense_arm(layer: Planted) -> Arm:
+    rows, bias, states = (torch.from_numpy(array) for array in (*layer.gate(), layer.hidden))
 
-    def route() -> np.ndarray:
-        logits = torch.nn.functional.linear(states, rows, bias)
+    def route(i: int) -> np.ndarray:
+        logits = torch.nn.functional.linear(states[i], rows, bias)
         return torch.topk(logits, K, dim=1).indices.numpy()
 
     return route
 
 
-def rank_arm(layer: Planted, hidden: np.ndarray) -> Arm:
+def projector(layer: Planted) -> Callable[[int], torch.Tensor]:
+    """Points of batch i by torch's own product, for the arms that are not ours."""
+    projection, mean, states = (
+        torch.from_numpy(array) for array in (layer.geometry.projection, layer.geometry.mean, layer.hidden)
+    )
+    offset = -projection @ mean
+    return lambda i: torch.nn.functional.linear(states[i], projection, offset)
+
+
+def rank_arm(layer: Planted) -> Arm:
     """The same low rank without geometry: two dense products."""
-    g = layer.geometry
-    projection = torch.from_numpy(g.projection)
-    offset = -projection @ torch.from_numpy(g.mean)
-    rows, beta, states = (torch.from_numpy(array) for array in (directions(g), g.beta, hidden))
-    linear = torch.nn.functional.linear
+    points = projector(layer)
+    rows, beta = torch.from_numpy(directions(layer.geometry)), torch.from_numpy(layer.geometry.beta)
 
-    def route() -> np.ndarray:
-        logits = linear(linear(states, projection, offset), rows, beta)
+    def route(i: int) -> np.ndarray:
+        logits = torch.nn.functional.linear(points(i), rows, beta)
         return torch.topk(logits, K, dim=1).indices.numpy()
 
     return route
 
 
-def tree_arms(layer: Planted, hidden: np.ndarray) -> dict[str, Arm]:
-    """k-d trees over the (lifted) centres; torch projects for them."""
-    g = layer.geometry
-    projection = torch.from_numpy(g.projection)
-    offset = -projection @ torch.from_numpy(g.mean)
-    states = torch.from_numpy(hidden)
-    places = lifted(g)
-    extra = places.shape[1] - g.rank
+def tree_arms(layer: Planted) -> dict[str, Arm]:
+    """k-d trees over the (lifted) centres."""
+    project = projector(layer)
+    places = lifted(layer.geometry)
+    extra = places.shape[1] - layer.geometry.rank
 
-    def points() -> np.ndarray:
-        flat = torch.nn.functional.linear(states, projection, offset).numpy()
+    def points(i: int) -> np.ndarray:
+        flat = project(i).numpy()
         return np.pad(flat, ((0, 0), (0, extra))) if extra else flat
 
     scipy_tree, py_tree = cKDTree(places), KDTree(places.astype(np.float32), leafsize=16)
     return {
-        "cKDTree": lambda: scipy_tree.query(points(), K)[1],
-        "pykdtree": lambda: py_tree.query(points(), K)[1],
+        "cKDTree": lambda i: scipy_tree.query(points(i), K)[1],
+        "pykdtree": lambda i: py_tree.query(points(i), K)[1],
     }
 
 
-def our_arms(layer: Planted, hidden: np.ndarray) -> dict[str, Arm]:
+def our_arms(layer: Planted) -> dict[str, Arm]:
     g = layer.geometry
     bvh = build_bvh(g, threads=1)
     router = _native.CpuRouter(
@@ -90,27 +95,32 @@ def our_arms(layer: Planted, hidden: np.ndarray) -> dict[str, Arm]:
         first=bvh.first, count=bvh.count, experts=bvh.experts, threads=1,
     )  # fmt: skip
     methods: dict[str, Any] = {"ours": "auto", "flat scan": "scan", "search": "search"}
-    return {name: lambda how=how: router.route(hidden, K, method=how)[0] for name, how in methods.items()}
+    return {
+        name: lambda i, how=how: router.route(layer.hidden[i], K, method=how)[0]
+        for name, how in methods.items()
+    }
 
 
-def arms_of(layer: Planted, hidden: np.ndarray) -> dict[str, Arm]:
+def arms_of(layer: Planted) -> dict[str, Arm]:
     experts, rank = layer.geometry.experts, layer.geometry.rank
-    arms = our_arms(layer, hidden)
+    arms = our_arms(layer)
     if experts > 4096 and rank > 3:
         del arms["search"]  # known to lose; `ours` includes its fall-back
-    arms["dense gate"] = dense_arm(layer, hidden)
-    arms["rank-R dense"] = rank_arm(layer, hidden)
+    arms["dense gate"] = dense_arm(layer)
+    arms["rank-R dense"] = rank_arm(layer)
     if rank == 3 or experts <= 4096:  # in more dimensions a k-d tree degenerates to a slow scan
-        arms |= tree_arms(layer, hidden)
+        arms |= tree_arms(layer)
     return arms
 
 
 def measure_case(experts: int, rank: int, batch: int, kind: str, seconds: float) -> dict[str, Any]:
-    layer = plant(experts, rank, batch, kind)
-    arms = arms_of(layer, layer.hidden)
-    samples = time_interleaved(arms, seconds=seconds)
+    layer = plant(experts, rank, batch, kind, batches=BATCHES)
+    arms = arms_of(layer)
+    turns = {name: itertools.cycle(range(BATCHES)) for name in arms}
+    calls = {name: lambda arm=arm, name=name: arm(next(turns[name])) for name, arm in arms.items()}
+    samples = time_interleaved(calls, seconds=seconds)
     rows = {
-        name: {**summary(samples[name], batch), "recall": round(recall(arm(), layer.truth), 5)}
+        name: {**summary(samples[name], batch), "recall": round(recall(arm(0), layer.truth), 5)}
         for name, arm in arms.items()
     }
     case = {"experts": experts, "rank": rank, "batch": batch, "data": kind, "arms": rows}

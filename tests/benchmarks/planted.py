@@ -17,9 +17,9 @@ class Planted:
 
     geometry: Geometry
     hidden: np.ndarray
-    """float32 [T, D]."""
+    """float32 [batches, T, D]: several, so that no branch predictor learns one by heart."""
     truth: np.ndarray
-    """int [T, 8], the best eight in float64."""
+    """int [T, 8], the best eight of the first batch in float64."""
 
     def gate(self) -> tuple[np.ndarray, np.ndarray]:
         """Gate rows float32 [E, D] and bias [E] with these logits."""
@@ -28,7 +28,7 @@ class Planted:
         return rows, bias.astype(np.float32)
 
 
-def plant(experts: int, rank: int, tokens: int, kind: str, seed: int = 0) -> Planted:
+def plant(experts: int, rank: int, tokens: int, kind: str, *, batches: int = 1, seed: int = 0) -> Planted:
     """Gaussian spheres and Gaussian points of the same spread.
 
     Args:
@@ -37,6 +37,7 @@ def plant(experts: int, rank: int, tokens: int, kind: str, seed: int = 0) -> Pla
         tokens: T.
         kind: "equal radii" (nearest centres: the best case of a k-d tree, no lift needed) or "radii" (Gaussian
             squared radii).
+        batches: how many batches of tokens.
         seed: of everything.
     """
     rng = np.random.default_rng(seed)
@@ -53,8 +54,8 @@ def plant(experts: int, rank: int, tokens: int, kind: str, seed: int = 0) -> Pla
         residual=np.zeros(experts, dtype=np.float32),
         spread=np.zeros(experts, dtype=np.float32),
     )
-    hidden = geometry.mean + rng.standard_normal((tokens, HIDDEN), dtype=np.float32)
-    return Planted(geometry, hidden, _truth(geometry, hidden))
+    hidden = geometry.mean + rng.standard_normal((batches, tokens, HIDDEN), dtype=np.float32)
+    return Planted(geometry, hidden, _truth(geometry, hidden[0]))
 
 
 def _truth(geometry: Geometry, hidden: np.ndarray) -> np.ndarray:

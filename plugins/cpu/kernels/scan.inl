@@ -97,36 +97,53 @@ inline void raise_maxima(const float *scores, std::size_t blocks, std::size_t gr
     }
 }
 
-/// Accepts four blocks with one branch where, as mostly, none of their experts reaches the
-/// threshold.
-inline void accept_four(Selection &s, const float *scores, const std::int32_t *ids,
-                        const std::uint16_t *valid) {
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "pairs of masks are read as one integer");
+static_assert(chunk_blocks <= 128, "one bit a pair of blocks");
+
+/// Appends what reaches the threshold, in two passes: all masks first, then only those that are not
+/// empty. A branch per block would be mispredicted at nearly every hit.
+inline void select_above(const BlocksView &v, std::size_t first, std::size_t blocks,
+                         const float *scores, Selection &s) {
+    alignas(64) std::uint16_t hits[chunk_blocks];
     const Floats threshold = set1(s.threshold);
-    const Floats highest = max(max(load(scores), load(scores + lanes)),
-                               max(load(scores + 2 * lanes), load(scores + 3 * lanes)));
-    if (not_less(highest, threshold) == 0) {
-        return;
+    for (std::size_t b = 0; b < blocks; ++b) {
+        hits[b] = static_cast<std::uint16_t>(not_less(load(scores + b * lanes), threshold));
     }
-    std::uint64_t hits = 0;
-    for (std::size_t b = 0; b < 4; ++b) {
-        const Mask m = not_less(load(scores + b * lanes), threshold) & valid[b];
-        hits |= static_cast<std::uint64_t>(m) << (b * lanes);
+    if (first + blocks == v.blocks) {
+        hits[blocks - 1] &= v.valid[v.blocks - 1];
     }
-    for (; hits != 0; hits &= hits - 1) {
-        const auto i = static_cast<std::size_t>(__builtin_ctzll(hits));
-        s.scores[s.held] = scores[i];
-        s.ids[s.held++] = ids[i];
+    const std::size_t words = (blocks + 31) / 32;
+    for (std::size_t b = blocks; b < words * 32; ++b) {
+        hits[b] = 0;
+    }
+    std::uint64_t pairs = 0;
+    for (std::size_t w = 0; w < words; ++w) {
+        const Mask empty =
+            equal(load(reinterpret_cast<const std::int32_t *>(hits) + w * lanes), set1(0));
+        pairs |= static_cast<std::uint64_t>(~empty & 0xFFFFU) << (w * lanes);
+    }
+    const std::int32_t *ids = v.ids + first * lanes;
+    for (; pairs != 0; pairs &= pairs - 1) {
+        const auto pair = static_cast<std::size_t>(__builtin_ctzll(pairs));
+        std::uint32_t m;
+        __builtin_memcpy(&m, hits + 2 * pair, sizeof m);
+        do {
+            const std::size_t i = pair * 2 * lanes + static_cast<std::size_t>(__builtin_ctz(m));
+            s.scores[s.held] = scores[i];
+            s.ids[s.held++] = ids[i];
+            m &= m - 1;
+        } while (m != 0);
     }
 }
 
 inline void select_chunk(const BlocksView &v, std::size_t first, std::size_t blocks,
                          const float *scores, Selection &s) {
-    std::size_t b = 0;
-    for (; b + 4 <= blocks && s.threshold > -__builtin_inff(); b += 4) {
-        accept_four(s, scores + b * lanes, v.ids + (first + b) * lanes, v.valid + first + b);
-    }
-    for (; b < blocks; ++b) {
-        accept(s, load(scores + b * lanes), v.ids + (first + b) * lanes, v.valid[first + b]);
+    if (s.threshold > -__builtin_inff()) {
+        select_above(v, first, blocks, scores, s);
+    } else {
+        for (std::size_t b = 0; b < blocks; ++b) {
+            accept(s, load(scores + b * lanes), v.ids + (first + b) * lanes, v.valid[first + b]);
+        }
     }
     // Few entries wait for the end; many are cut now.
     if (first + blocks < v.blocks && s.held > s.count + waiting_limit) {

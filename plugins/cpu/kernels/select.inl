@@ -67,6 +67,15 @@ inline void prune(Selection &s) {
     }
 }
 
+/// `a` if the condition holds, else -inf; written so that no compiler makes it a branch, which
+/// would be mispredicted half of the time.
+inline float if_true(bool condition, float a) {
+    constexpr std::uint32_t lowest = 0xFF800000U;
+    const std::uint32_t mask = 0U - static_cast<std::uint32_t>(condition);
+    return __builtin_bit_cast(float,
+                              (__builtin_bit_cast(std::uint32_t, a) & mask) | (lowest & ~mask));
+}
+
 /// The C-th largest of disjoint groups' maxima is not above the C-th best score: a first threshold.
 inline void threshold_from_maxima(Selection &s, const float *maxima, std::size_t groups) {
     float threshold = s.threshold;
@@ -76,7 +85,7 @@ inline void threshold_from_maxima(Selection &s, const float *maxima, std::size_t
         for (std::size_t g = 0; g < groups; ++g) {
             above += bits_set(not_less(load(maxima + g * lanes), value));
         }
-        const float raised = above >= s.count ? maxima[i] : threshold;
+        const float raised = if_true(above >= s.count, maxima[i]);
         threshold = raised > threshold ? raised : threshold;
     }
     s.threshold = threshold;
