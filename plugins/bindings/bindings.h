@@ -8,5 +8,6 @@ namespace spectral::bindings {
 void bind_errors(pybind11::module_ &m);
 void bind_bvh(pybind11::module_ &m);
 void bind_router(pybind11::module_ &m);
+void bind_cuda(pybind11::module_ &m);
 
 } // namespace spectral::bindings

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_native, m) {
     spectral::bindings::bind_errors(m);
     spectral::bindings::bind_bvh(m);
     spectral::bindings::bind_router(m);
+    spectral::bindings::bind_cuda(m);
 }

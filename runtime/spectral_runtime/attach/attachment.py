@@ -168,4 +168,4 @@ def _plan(site: RouterSite, layer: Any, mode: Mode | None, candidates: int | Non
         expected = f"{entry.rule.top_k} (K) to {entry.rule.experts} (E)"
         raise ConfigError(f"attach.candidates ({entry.path})", expected=expected, found=str(count))
     scorer = None if layer.geometry is None else Scorer.of(layer.geometry, site.weight.device)
-    return AttachedLayer(site, entry.rule, chosen, count, scorer)
+    return AttachedLayer(site, entry.rule, chosen, count, scorer, geometry=layer.geometry)

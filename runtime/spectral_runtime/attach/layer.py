@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from spectral_runtime import cuda
+from spectral_runtime.attach import operators
 from spectral_runtime.attach.discovery import RouterSite
 from spectral_runtime.attach.scorer import Scorer
 from spectral_runtime.attach.selection import choice_scores, expert_scores, gate_logits, select_experts
 from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.gate import GateRule
+from spectral_runtime.geometry import Geometry
 
 
 @dataclass(slots=True)
@@ -24,17 +27,38 @@ class AttachedLayer:
     scorer: Scorer | None
     calls: int = field(default=0)
     """Forward calls that really entered; not counted inside a compiled graph."""
+    geometry: Geometry | None = field(default=None)
+    """The arrays behind `scorer`, which the fused CUDA router uploads."""
+    _fused: int | None = field(default=None)
+    """Number of the fused CUDA operator's value; None before it was asked for, -1 where there is none."""
 
     @property
-    def passes_through(self) -> bool:
-        """Whether the family's own router runs untouched: `dense`, `exact`, and `prefilter` with C = E."""
+    def dense(self) -> bool:
+        """Whether the exact gate decides: `dense`, `exact`, and `prefilter` with C = E."""
         whole = self.mode == "prefilter" and self.candidates >= self.rule.experts
         return self.mode in ("dense", "exact") or whole
 
+    @property
+    def passes_through(self) -> bool:
+        """Whether the family's own router runs untouched: the exact gate, where no fused one serves it."""
+        return self.dense and self.fused < 0
+
+    @property
+    def fused(self) -> int:
+        """The operator's number on this GPU, or -1; decided at the first call, never while compiling."""
+        if self._fused is None:
+            if torch.compiler.is_compiling():
+                return -1
+            self._fused = fused_value(self)
+        return self._fused
+
     def route(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits [T, E], ids int64 [T, K] and weights [T, K] for hidden [..., D], in the geometric modes."""
-        assert self.scorer is not None
         hidden = hidden.reshape(-1, hidden.shape[-1])
+        if self.fused >= 0:
+            operator = operators.fused_gate if self.dense else operators.fused_geometry
+            return operator(hidden, self.site.weight, self.fused)
+        assert self.scorer is not None
         self.scorer = self.scorer.to(hidden.device)
         scores = self.scorer.scores(hidden)
         if self.mode == "geometric":
@@ -72,3 +96,20 @@ class AttachedLayer:
         chosen = low.topk(rule.top_k, dim=1)[1]
         rest = high.scatter(1, chosen, float("-inf")).amax(dim=1)
         return low.gather(1, chosen).amin(dim=1) > rest
+
+
+def fused_value(layer: AttachedLayer) -> int:
+    """Builds the fused CUDA router of a layer where one can serve it; returns its number, or -1."""
+    site, rule = layer.site, layer.rule
+    if not site.weight.is_cuda or not operators.enabled() or cuda.unsupported(rule) is not None:
+        return -1
+    if layer.dense:
+        return operators.keep(operators.FusedGate(rule, site.choice_bias, site.bias))
+    if layer.geometry is None or layer.geometry.levels > 4 or layer.geometry.colours > 32:
+        return -1
+    bias = None if site.choice_bias is None else site.choice_bias.detach().float().cpu().numpy()
+    candidates = layer.candidates if layer.mode == "prefilter" else 0
+    value = operators.FusedGeometry(
+        rule, layer.geometry, bias, candidates, weight=site.weight, bias=site.bias
+    )
+    return operators.keep(value)

@@ -1,0 +1,199 @@
+// Binds the CUDA gate and router: device addresses as integers, host arrays for the construction.
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "cuda_gate.h"
+#include "cuda_router.h"
+#include "kernel_module.h"
+#include "router_arrays.h"
+
+namespace spectral::bindings {
+namespace {
+
+using cuda::Address;
+using cuda::CudaGate;
+using cuda::CudaRouter;
+
+template <class T> T number(const py::dict &rule, const char *name) {
+    return rule[name].cast<T>();
+}
+
+/// The rule as spectral_runtime.cuda.rule_numbers writes it.
+cuda::Rule rule_of(const py::dict &d) {
+    cuda::Rule rule{};
+    rule.experts = number<int>(d, "experts");
+    rule.top_k = number<int>(d, "top_k");
+    rule.score = number<int>(d, "score");
+    rule.weight = number<int>(d, "weight");
+    rule.groups = number<int>(d, "groups");
+    rule.groups_kept = number<int>(d, "groups_kept");
+    rule.group_max = number<int>(d, "group_max");
+    rule.group_zero = number<int>(d, "group_zero");
+    rule.normalise = number<int>(d, "normalise");
+    rule.round_dtype = number<int>(d, "round_dtype");
+    rule.normalise_eps = number<float>(d, "normalise_eps");
+    rule.normalise_min = number<float>(d, "normalise_min");
+    rule.scale = number<float>(d, "scale");
+    return rule;
+}
+
+std::unique_ptr<CudaGate> make_gate(int device, const py::dict &rule, Address weight, int dtype,
+                                    int planes, int hidden, Address bias, Address choice_bias) {
+    return std::make_unique<CudaGate>(
+        device, rule_of(rule), cuda::GateArrays{weight, bias, choice_bias, dtype, planes, hidden});
+}
+
+cuda::Output output_of(Address ids, bool wide, Address weights, int weights_dtype, Address logits,
+                       int logits_dtype) {
+    return {reinterpret_cast<void *>(ids),
+            reinterpret_cast<void *>(weights),
+            reinterpret_cast<void *>(logits),
+            nullptr,
+            wide ? 1 : 0,
+            weights_dtype,
+            logits_dtype,
+            0};
+}
+
+using Splits = std::tuple<int, int, int>; ///< tile tokens, hidden splits, row splits; 0: chosen
+
+cuda::Plan plan_of(const Splits &splits) {
+    return {nullptr, std::get<0>(splits), std::get<1>(splits), std::get<2>(splits)};
+}
+
+void run_gate(const CudaGate &gate, Address x, std::int64_t stride, int tokens, int x_dtype,
+              Address ids, bool wide, Address weights, int weights_dtype, Address logits,
+              int logits_dtype, Address stream, const Splits &splits) {
+    cuda::GateCall call{x, stride, tokens, x_dtype};
+    call.output = output_of(ids, wide, weights, weights_dtype, logits, logits_dtype);
+    call.stream = reinterpret_cast<cuda::Stream>(stream);
+    call.plan = plan_of(splits);
+    gate.run(call);
+}
+
+std::unique_ptr<CudaRouter>
+make_router(int device, const py::dict &rule, const py::array &mean, const py::array &projection,
+            const py::array &centres, const py::array &colour, const py::array &beta,
+            const OptionalArray &common, const OptionalArray &choice_bias,
+            const OptionalArray &first, const OptionalArray &count, const OptionalArray &experts) {
+    const RouterArrays arrays{mean,   projection,  centres, colour, beta,
+                              common, choice_bias, first,   count,  experts};
+    const Geometry geometry = arrays.geometry();
+    const std::optional<Topology> topology = arrays.topology();
+    const cuda::Rule numbers = rule_of(rule);
+    const py::gil_scoped_release release;
+    return std::make_unique<CudaRouter>(device, geometry, topology ? &*topology : nullptr, numbers);
+}
+
+cuda::RouteCall route_call(Address x, std::int64_t stride, int tokens, int x_dtype, Address stream,
+                           const Splits &splits) {
+    cuda::RouteCall call{x, stride, tokens, x_dtype};
+    call.stream = reinterpret_cast<cuda::Stream>(stream);
+    call.plan = plan_of(splits);
+    return call;
+}
+
+cuda::Rerank rerank_of(Address gate, int gate_dtype, Address bias, Address spread, int candidates) {
+    return {reinterpret_cast<const void *>(gate), reinterpret_cast<const float *>(bias),
+            reinterpret_cast<const float *>(spread), gate_dtype, candidates};
+}
+
+void run_candidates(const CudaRouter &router, Address x, std::int64_t stride, int tokens,
+                    int x_dtype, int count, Address ids, bool wide, Address scores, Address weights,
+                    const std::string &method, Address gate, int gate_dtype, Address bias,
+                    Address stream, const Splits &splits) {
+    cuda::RouteCall call = route_call(x, stride, tokens, x_dtype, stream, splits);
+    call.output = output_of(ids, wide, weights, cuda::dtype_f32, 0, 0);
+    call.output.scores = reinterpret_cast<float *>(scores);
+    call.output.count = count;
+    call.method = method_named(method);
+    call.rerank = rerank_of(gate, gate_dtype, bias, 0, count);
+    router.candidates(call);
+}
+
+void run_select(const CudaRouter &router, Address x, std::int64_t stride, int tokens, int x_dtype,
+                Address ids, bool wide, Address weights, int weights_dtype, Address logits,
+                int logits_dtype, Address gate, int gate_dtype, Address bias, Address spread,
+                int candidates, Address stream, const Splits &splits) {
+    cuda::RouteCall call = route_call(x, stride, tokens, x_dtype, stream, splits);
+    call.output = output_of(ids, wide, weights, weights_dtype, logits, logits_dtype);
+    call.rerank = rerank_of(gate, gate_dtype, bias, spread, candidates);
+    router.select(call);
+}
+
+using HostAnswer = std::pair<py::array_t<std::int32_t>, py::array_t<float>>;
+
+HostAnswer route_host(CudaRouter &router, const py::array &hidden, std::size_t count,
+                      const std::string &method) {
+    const float *data =
+        data_of<float>("hidden", hidden, {any, static_cast<py::ssize_t>(router.hidden())});
+    if (count < 1 || count > router.experts()) {
+        throw UserError("count", "1 to " + std::to_string(router.experts()), std::to_string(count));
+    }
+    py::array_t<std::int32_t> ids({hidden.shape(0), static_cast<py::ssize_t>(count)});
+    py::array_t<float> scores({hidden.shape(0), static_cast<py::ssize_t>(count)});
+    const Candidates out{count, ids.mutable_data(), scores.mutable_data()};
+    const Method how = method_named(method);
+    {
+        const py::gil_scoped_release release;
+        router.candidates_on_host(data, static_cast<std::size_t>(hidden.shape(0)), how, out);
+    }
+    return {std::move(ids), std::move(scores)};
+}
+
+py::array_t<float> scores_host(CudaRouter &router, const py::array &hidden) {
+    const float *data =
+        data_of<float>("hidden", hidden, {any, static_cast<py::ssize_t>(router.hidden())});
+    py::array_t<float> out({hidden.shape(0), static_cast<py::ssize_t>(router.experts())});
+    float *target = out.mutable_data();
+    const py::gil_scoped_release release;
+    router.scores_on_host(data, static_cast<std::size_t>(hidden.shape(0)), target);
+    return out;
+}
+
+void bind_gate(py::module_ &m) {
+    py::class_<CudaGate>(m, "CudaGate", "The fused exact gate of one layer.")
+        .def(py::init(&make_gate), py::arg("device"), py::arg("rule"), py::arg("weight"),
+             py::arg("dtype"), py::arg("planes"), py::arg("hidden"), py::arg("bias"),
+             py::arg("choice_bias"))
+        .def("run", &run_gate, py::arg("x"), py::arg("stride"), py::arg("tokens"),
+             py::arg("x_dtype"), py::arg("ids"), py::arg("wide"), py::arg("weights"),
+             py::arg("weights_dtype"), py::arg("logits"), py::arg("logits_dtype"),
+             py::arg("stream"), py::arg("splits") = Splits{0, 0, 0});
+}
+
+} // namespace
+
+void bind_cuda(py::module_ &m) {
+    m.def("cuda_absent", &cuda::cuda_absent,
+          "Why CUDA cannot be used here, or an empty string; opens the driver.");
+    bind_gate(m);
+    py::class_<CudaRouter>(m, "CudaRouter", "The fused geometric router of one layer.")
+        .def(py::init(&make_router), py::arg("device"), py::arg("rule"), py::arg("mean"),
+             py::arg("projection"), py::arg("centres"), py::arg("colour"), py::arg("beta"),
+             py::kw_only(), py::arg("common") = py::none(), py::arg("choice_bias") = py::none(),
+             py::arg("first") = py::none(), py::arg("count") = py::none(),
+             py::arg("experts") = py::none())
+        .def("candidates", &run_candidates, py::arg("x"), py::arg("stride"), py::arg("tokens"),
+             py::arg("x_dtype"), py::arg("count"), py::arg("ids"), py::arg("wide"),
+             py::arg("scores"), py::arg("weights"), py::arg("method"), py::arg("gate"),
+             py::arg("gate_dtype"), py::arg("bias"), py::arg("stream"),
+             py::arg("splits") = Splits{0, 0, 0})
+        .def("select", &run_select, py::arg("x"), py::arg("stride"), py::arg("tokens"),
+             py::arg("x_dtype"), py::arg("ids"), py::arg("wide"), py::arg("weights"),
+             py::arg("weights_dtype"), py::arg("logits"), py::arg("logits_dtype"), py::arg("gate"),
+             py::arg("gate_dtype"), py::arg("bias"), py::arg("spread"), py::arg("candidates"),
+             py::arg("stream"), py::arg("splits") = Splits{0, 0, 0})
+        .def("route", &route_host, py::arg("hidden"), py::arg("count"), py::kw_only(),
+             py::arg("method") = "auto")
+        .def("scores", &scores_host, py::arg("hidden"))
+        .def_property_readonly("has_tree", &CudaRouter::has_tree)
+        .def_property_readonly("device", &CudaRouter::device);
+}
+
+} // namespace spectral::bindings

@@ -1,0 +1,87 @@
+// Checks a gate once and launches it per call.
+#include "cuda_gate.h"
+
+#include <string>
+
+#include "kernel_module.h"
+#include "spectral/error.h"
+
+namespace spectral::cuda {
+namespace {
+
+[[noreturn]] void refuse(const char *what, const std::string &expected, const std::string &found) {
+    throw UserError(what, expected, found, "use the torch path for this layer");
+}
+
+void check_aligned(const char *what, Address address, std::int64_t stride) {
+    if (address % 16 != 0 || stride % 8 != 0) {
+        refuse(what, "16-byte aligned rows", "a row stride of " + std::to_string(stride));
+    }
+}
+
+} // namespace
+
+void check_rule(const Rule &rule) {
+    if (rule.experts < 1 || rule.experts > max_row) {
+        refuse("rule.experts", "1 to " + std::to_string(max_row), std::to_string(rule.experts));
+    }
+    if (rule.top_k < 1 || rule.top_k > max_list || rule.top_k > rule.experts) {
+        refuse("rule.top_k", "1 to 32 and at most E", std::to_string(rule.top_k));
+    }
+    if (rule.groups < 1 || rule.groups > max_groups || rule.experts % rule.groups != 0) {
+        refuse("rule.groups", "1 to 32 groups that divide the experts",
+               std::to_string(rule.groups));
+    }
+}
+
+CudaGate::CudaGate(Device device, const Rule &rule, const GateArrays &arrays)
+    : device_(device), rule_(rule), arrays_(arrays) {
+    check_rule(rule);
+    const CurrentContext context(device);
+    facts_ = facts_of(device);
+    if (arrays.dtype != dtype_f32) {
+        check_aligned("gate.weight", arrays.weight, arrays.hidden);
+    }
+    if (arrays.planes != 1 && arrays.dtype != dtype_bf16) {
+        refuse("gate.planes", "one plane unless bfloat16", std::to_string(arrays.planes));
+    }
+    for (const int tokens : {1, 1024, 1 << 20}) { // loads the kernels, so that a capture finds them
+        const Workload work{tokens, rule.experts * arrays.planes, arrays.hidden,
+                            facts_.multiprocessors, facts_.capability >= 90};
+        kernel_named(plan_gate(work, arrays.dtype, {}).shape->kernel, context.handle());
+    }
+}
+
+void CudaGate::run(const GateCall &call) const {
+    if (call.tokens == 0) {
+        return;
+    }
+    if (arrays_.dtype != dtype_f32) {
+        check_aligned("gate input", call.x, call.stride);
+        if (call.x_dtype != arrays_.dtype) {
+            refuse("gate input", "the dtype of the weights", "another one");
+        }
+    }
+    const CurrentContext context(device_);
+    GateArguments a{};
+    a.product.x = reinterpret_cast<const void *>(call.x);
+    a.product.weight = reinterpret_cast<const void *>(arrays_.weight);
+    a.product.stride = call.stride;
+    a.product.tokens = call.tokens;
+    a.product.hidden = arrays_.hidden;
+    a.product.outputs = rule_.experts;
+    a.product.planes = arrays_.planes;
+    a.product.x_dtype = call.x_dtype;
+    a.rule = rule_;
+    a.rule.choice_bias = reinterpret_cast<const float *>(arrays_.choice_bias);
+    a.output = call.output;
+    a.bias = reinterpret_cast<const float *>(arrays_.bias);
+    const Workload work{call.tokens, rule_.experts * arrays_.planes, arrays_.hidden,
+                        facts_.multiprocessors, facts_.capability >= 90};
+    const Plan plan = plan_gate(work, arrays_.dtype, call.plan);
+    const Grid grid = apply(plan, rule_.experts, facts_.multiprocessors, a.product);
+    launch(kernel_named(plan.shape->kernel, context.handle()),
+           {grid.blocks, grid.cluster, grid.shared_bytes, call.stream}, &a);
+}
+
+} // namespace spectral::cuda

@@ -1,0 +1,29 @@
+// The embedded kernels of one context: loaded on first use, found by name, launched on a stream.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "driver_api.h"
+
+namespace spectral::cuda {
+
+/// Why this build or this machine has no CUDA kernels, or empty.
+std::string cuda_absent();
+
+/// A kernel of the embedded fatbins in the current context. Throws UserError when the GPU is none
+/// of those compiled for. Loading is not allowed while a stream captures: call once before.
+Function kernel_named(const char *name, Context context);
+
+/// How a kernel is launched: one-dimensional grid and clusters of 256 threads.
+struct Launch {
+    std::uint32_t blocks = 0;
+    std::uint32_t cluster = 1;
+    std::uint32_t shared_bytes = 0;
+    Stream stream = nullptr;
+};
+
+/// Launches with one struct as the only argument.
+void launch(Function function, const Launch &how, void *arguments);
+
+} // namespace spectral::cuda
