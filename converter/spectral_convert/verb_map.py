@@ -8,7 +8,7 @@ SECTIONS = {
     "From checkpoint to bundle": ("families", "plan", "convert", "heal"),
     "What is in it, what it costs": ("inspect", "evaluate", "compare", "bench", "generate"),
     "What the experts do, shown to people": ("analyse", "report"),
-    "Take it elsewhere": ("export", "push"),
+    "Take it elsewhere": ("export", "build-engine", "push"),
 }
 MAP = {
     "families": "which architectures convert, and by which gate rule",
@@ -22,7 +22,8 @@ MAP = {
     "generate": "continue a prompt, both ways",
     "analyse": "what experts serve; which senses of a word routing tells apart",
     "report": "one page with plots and the room of spheres in 3-D",
-    "export": "bundle -> ONNX, TensorRT",
+    "export": "bundle -> ONNX",
+    "build-engine": "exported model -> TensorRT engine",
     "push": "bundle -> Hub",
 }
 

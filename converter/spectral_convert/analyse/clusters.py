@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from spectral_runtime.errors import ConfigError
 
 Floats = NDArray[np.float64]
-MOST_CLUSTERS = 12
 HALVES = 20
 """Random halves of the text that stability is judged by."""
 
@@ -79,7 +78,7 @@ def cluster_experts(tables: NDArray[Any], tokens: NDArray[Any], seed: int) -> Cl
 def best_partition(distance: Floats) -> tuple[NDArray[np.int64], float]:
     """Average-linkage labels [E] whose number of groups has the best mean silhouette (Rousseeuw 1987)."""
     tree = _tree(distance)
-    candidates = [_cut(tree, count) for count in range(2, min(MOST_CLUSTERS, len(distance) - 1) + 1)]
+    candidates = [_cut(tree, count) for count in range(2, len(distance) // 2 + 1)]
     scores = [silhouette(distance, labels) for labels in candidates]
     best = int(np.argmax(scores))
     return candidates[best], float(scores[best])
@@ -91,7 +90,7 @@ def _tree(distance: Floats) -> Floats:
         from scipy.spatial.distance import squareform
     except ImportError as error:
         raise ConfigError(
-            "analyse", expected="scipy", found=str(error), remedy="pip install 'spectral-moe[report]'"
+            "analyse", expected="scipy", found=str(error), remedy="pip install scipy"
         ) from error
     matrix = (distance + distance.T) / 2
     np.fill_diagonal(matrix, 0.0)

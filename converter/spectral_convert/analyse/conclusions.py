@@ -45,7 +45,7 @@ def _bits(value: dict[str, Any]) -> str:
 def _load_line(layers: list[dict[str, Any]]) -> str:
     shares = [layer["load"]["effective"] / layer["experts"] for layer in layers]
     unused = sum(layer["load"]["never_chosen"] for layer in layers)
-    cold = f"; {unused} experts are never chosen" if unused else "; every expert is used"
+    cold = f"; never chosen: {unused}" if unused else "; every expert is used"
     return f"load: {100 * min(shares):.0f} % to {100 * max(shares):.0f} % of the experts are effective{cold}"
 
 
@@ -67,18 +67,15 @@ def _cluster_line(layers: list[dict[str, Any]]) -> str:
     real = [c for c in found if c["silhouette"] >= REAL and c["stability"] >= STABLE]
     if not real:
         return "co-activation: no groups of experts that are both distinct and stable on halves of the text"
-    counts = sorted({len(c["members"]) for c in real})
-    return (
-        f"co-activation: distinct and stable groups in {len(real)} of {len(layers)} layers ({counts} groups)"
-    )
+    counts = ", ".join(map(str, sorted({len(c["members"]) for c in real})))
+    return f"co-activation: distinct, stable groups in {len(real)} of {len(layers)} layers ({counts} groups)"
 
 
 def _depth_line(name: str, profile: dict[str, Any]) -> str:
     if profile["shape"] == "too few layers":
         return f"{NAMES[name]} over depth: too few layers, or nothing to measure"
-    low, high = profile["curvature_ci95"]
+    key = "slope" if profile["shape"] in ("rising", "falling") else "curvature"
+    low, high = profile[f"{key}_ci95"]
     shape = {"U": "a U", "inverted U": "an inverted U", "neither": "no shape beyond noise"}
     told = shape.get(profile["shape"], profile["shape"])
-    return (
-        f"{NAMES[name]} over depth: {told} (curvature {profile['curvature']:+.3f}, {low:+.3f} to {high:+.3f})"
-    )
+    return f"{NAMES[name]} over depth: {told} ({key} {profile[key]:+.3f}, {low:+.3f} to {high:+.3f})"

@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import itertools
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_convert.analyse.words import Span, brown_class, untagged_spans
-from spectral_convert.text import Window, read_documents, windows_of
+from spectral_convert.sources import read_documents
+from spectral_convert.text import Window, windows_of
 from spectral_runtime.errors import TextError
 
 MAX_TAGGED_BYTES = 1 << 26
@@ -168,16 +170,20 @@ def _tokenised(
     tokenizer: Any, documents: Sequence[LabelledDocument], length: int, share: int | None
 ) -> Iterator[tuple[Window, list[str], str]]:
     left: dict[str, int] = {}
+    many = Counter(document.domain for document in documents)
     for number, document in enumerate(documents):
         budget = left.setdefault(document.domain, share) if share is not None else None
         if budget is not None and budget < 2:
             continue
+        if budget is not None and share is not None:
+            # Many documents say more about a domain than one long one.
+            budget = min(budget, max(length, share // many[document.domain]))
         text = document.text if budget is None else document.text[: 16 * budget]
         encoded = tokenizer(text, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"][:budget], encoded["offset_mapping"][:budget]
         classes = list(token_classes(text, offsets, document.spans))
         if budget is not None:
-            left[document.domain] = budget - len(ids)
+            left[document.domain] -= len(ids)
         start = 0
         for window in windows_of(ids, number, length):
             yield window, classes[start : start + len(window.ids)], document.domain

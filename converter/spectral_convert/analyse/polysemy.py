@@ -82,7 +82,7 @@ def analyse_polysemy(
         "nouns": [row for row in rows if row["part"] == "nouns"],
     }
     protocol = {
-        "model": name, "bundle": str(source) if bundle else None, "seed": seed, "dtype": dtype,
+        "model": name, "bundle": Path(source).name if bundle else None, "seed": seed, "dtype": dtype,
         "data_sha256": hashlib.sha256(json.dumps(sentences, sort_keys=True).encode()).hexdigest(),
     }  # fmt: skip
     return {**record, "conclusions": _conclusions(record), "protocol": protocol}

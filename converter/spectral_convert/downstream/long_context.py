@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from spectral_convert.downstream.sequences import Scored
 from spectral_convert.paired import compare
-from spectral_convert.text import Window, read_documents, tokenise
+from spectral_convert.sources import read_documents
+from spectral_convert.text import Window, tokenise
 from spectral_runtime.errors import TextError
 
 SHORTEST = 128

@@ -38,21 +38,34 @@ class Routing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What an evaluation was asked for."""
+    """What an evaluation is asked for; the keywords of `evaluate_bundle` are made from these fields."""
 
-    text: str | Path | None
-    max_tokens: int | None
-    sequence_length: int
-    stride: int | None
-    pairs: str | Path | None
-    max_pairs: int | None
-    tasks: tuple[str, ...]
-    task_limit: int | None
-    task_folder: str | Path | None
-    long_context: bool
-    max_length: int | None
-    trials: int
-    seed: int
+    text: str | Path | None = None
+    """UTF-8 file or folder of `.txt`; documents separated by a form feed."""
+    max_tokens: int | None = None
+    """Of the text."""
+    sequence_length: int = 1024
+    """Tokens per window."""
+    stride: int | None = None
+    """Tokens from one window to the next; None: windows do not overlap."""
+    pairs: str | Path | None = None
+    """JSONL of minimal pairs, or a folder of them."""
+    max_pairs: int | None = None
+    """Of each file."""
+    tasks: tuple[str, ...] = ()
+    """Of lm-evaluation-harness."""
+    task_limit: int | None = None
+    """Examples a task."""
+    task_folder: str | Path | None = None
+    """Of further task definitions."""
+    long_context: bool = False
+    """Perplexity by position, pass key and copying; fills the context with `text`."""
+    max_length: int | None = None
+    """Longest context tried; None: the model's limit."""
+    trials: int = 8
+    """Probes of every length."""
+    seed: int = 0
+    """Of bootstraps and probes."""
 
     def check(self) -> None:
         """Raises ConfigError before anything is loaded."""

@@ -116,7 +116,7 @@ def _bar(name: str, x: Sequence[Any], y: Sequence[Any]) -> dict[str, Any]:
 
 def _latency(facts: Facts) -> Iterator[Figure]:
     for number, bench in enumerate(facts.benches):
-        rows = [r for r in bench.get("rows", []) if {"arm", "batch", "median_us"} <= set(r)]
+        rows = [r for r in bench.get("rows", []) if {"path", "arm", "batch", "median_us"} <= set(r)]
         if not rows:
             continue
         arms: dict[str, dict[int, list[float]]] = {}

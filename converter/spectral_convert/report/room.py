@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from spectral_convert.forward import watch_routers
 from spectral_convert.report.cards import analysed_cards, counted_cards
-from spectral_convert.text import Window, read_documents, tokenise, windows_of
+from spectral_convert.sources import read_documents
+from spectral_convert.text import Window, tokenise, windows_of
 from spectral_runtime.attach.attachment import plan_layers
 from spectral_runtime.attach.layer import AttachedLayer
 from spectral_runtime.attach.load import load_base
@@ -130,7 +131,7 @@ def _watch(model: Any, plans: Sequence[AttachedLayer], windows: Sequence[Window]
     sizes = [len(windows[number].ids) for number in order]
     rank = np.argsort(order)
     for layer in seen:
-        hidden, ids = torch.cat(layer.hidden).split(sizes), torch.cat(layer.ids).split(sizes)
+        hidden, ids = torch.split(torch.cat(layer.hidden), sizes), torch.split(torch.cat(layer.ids), sizes)
         layer.hidden, layer.ids = [hidden[i] for i in rank], [ids[i] for i in rank]
     return seen
 

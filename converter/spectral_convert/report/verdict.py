@@ -82,7 +82,7 @@ def _time(facts: Facts) -> list[str]:
 def _bench_lines(bench: dict[str, Any]) -> list[str]:
     """Per batch size, the fastest arm that is not the gate against the gate, medians over layers."""
     lines = []
-    rows = [row for row in bench.get("rows", []) if {"arm", "batch", "median_us"} <= set(row)]
+    rows = [row for row in bench.get("rows", []) if {"path", "arm", "batch", "median_us"} <= set(row)]
     for batch in sorted({row["batch"] for row in rows}):
         arms: dict[str, list[float]] = {}
         for row in rows:

@@ -1,0 +1,170 @@
+"""Fills the tables of the pages from evidence files: `python docs/tables.py`, or `--check` to see whether they agree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+EVIDENCE = DOCS.parent / "tests" / "benchmarks" / "evidence"
+REGION = re.compile(r"(<!-- evidence: ([\w.-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def short(path: str) -> str:
+    """The layer's number of a router's path."""
+    return next((part for part in path.split(".") if part.isdigit()), path)
+
+
+def interval(pair: Sequence[float], digits: int = 2) -> str:
+    """Low to high."""
+    return f"{pair[0]:+.{digits}f} to {pair[1]:+.{digits}f}"
+
+
+def evaluation(record: dict[str, Any]) -> Iterator[str]:
+    """Perplexity, minimal pairs and long context of one evaluation."""
+    row = [
+        str(record["tokens"]),
+        f"{record['ppl_base']:.3f}",
+        f"{record['ppl']:.3f}",
+        f"{record['delta_pct']:+.2f} %",
+    ]
+    row += [
+        f"{interval(record['ci95'])} %",
+        f"{100 * record['recall']:.2f} %",
+        f"{100 * record['kept_mass']:.2f} %",
+    ]
+    yield table(["tokens", "untouched", "converted", "difference", "95 %", "recall", "weight kept"], [row])
+    if "pairs" in record:
+        yield pairs(record["pairs"])
+    if "long_context" in record:
+        yield positions(record["long_context"])
+        yield probes(record["long_context"])
+
+
+def pairs(record: dict[str, Any]) -> str:
+    """Minimal pairs."""
+    rows = [
+        [row["name"].replace("_", " "), str(row["pairs"]), f"{100 * row['accuracy_base']:.1f} %",
+         f"{100 * row['accuracy']:.1f} %", f"{100 * row['delta']:+.2f}", f"{row['mcnemar_p']:.3f}"]
+        for row in (*record["phenomena"], {"name": "overall", **record["overall"]})
+    ]  # fmt: skip
+    return table(["minimal pairs", "pairs", "untouched", "converted", "points", "McNemar p"], rows)
+
+
+def positions(record: dict[str, Any]) -> str:
+    """Perplexity by position."""
+    rows = [
+        [f"{row['from']} to {row['to']}", str(row["tokens"]), f"{row['ppl_base']:.2f}", f"{row['ppl']:.2f}",
+         f"{row['delta_pct']:+.2f} %", f"{interval(row['ci95'])} %"]
+        for row in record["positions"]
+    ]  # fmt: skip
+    return table(["tokens of context", "tokens", "untouched", "converted", "difference", "95 %"], rows)
+
+
+def probes(record: dict[str, Any]) -> str:
+    """Pass key and copying."""
+    rows = [
+        [row["kind"], str(row["length"]), f"{100 * row['token_accuracy_base']:.0f} %",
+         f"{100 * row['token_accuracy']:.0f} %", f"{row['nll_base']:.2f}", f"{row['nll']:.2f}", interval(row["ci95"])]
+        for row in record["probes"]
+    ]  # fmt: skip
+    return table(["probe", "length", "right", "converted", "nats", "converted", "95 % of the gap"], rows)
+
+
+def polysemy(record: dict[str, Any]) -> Iterator[str]:
+    """Sense separation by layer and router."""
+    rows = [
+        [short(row["path"]), row["router"], f"{row['auc']:.3f}", f"{row['auc_ci95'][0]:.3f} to {row['auc_ci95'][1]:.3f}",
+         f"{100 * row['sense_accuracy']:.1f} %", f"{100 * row['majority']:.1f} %",
+         "" if row["recall"] is None else f"{100 * row['recall']:.1f} %"]
+        for row in record["layers"]
+    ]  # fmt: skip
+    yield f"{record['lemmas']} words, {record['sentences']} sentences, {record['skipped']} skipped.\n"
+    yield table(["layer", "router", "AUC", "95 %", "sense right", "by majority", "recall on targets"], rows)
+
+
+def experts(record: dict[str, Any]) -> Iterator[str]:
+    """Expert analysis: one row a layer, then the conclusions that are not about one layer."""
+    rows = [
+        [short(layer["path"]), f"{layer['load']['effective']:.1f} of {layer['experts']}", bits(layer["class"]),
+         bits(layer["topic"]), "" if layer["topic_given_token"] is None else f"{layer['topic_given_token']['bits']:.3f}",
+         f"{layer['selectivity']['margin']:.2f}",
+         f"{len(layer['clusters']['members'])} ({layer['clusters']['stability']:.2f})" if layer["clusters"] else ""]
+        for layer in record["layers"]
+    ]  # fmt: skip
+    head = [
+        "layer",
+        "effective experts",
+        "class, bits",
+        "topic, bits",
+        "topic beyond token",
+        "margin",
+        "groups (stability)",
+    ]
+    yield f"{record['protocol']['tokens']} tokens, {record['protocol']['class_source']}.\n"
+    yield table(head, rows)
+    yield "\n".join(f"- {line}" for line in record["conclusions"] if not line.startswith("model.")) + "\n"
+
+
+def bits(value: dict[str, Any] | None) -> str:
+    """Bits with their interval."""
+    return "" if value is None else f"{value['bits']:.3f} ({value['ci95'][0]:.3f} to {value['ci95'][1]:.3f})"
+
+
+def timings(record: dict[str, Any]) -> Iterator[str]:
+    """Any benchmark: a row a measurement, the columns that its rows have."""
+    keys = list(dict.fromkeys(key for row in record["rows"] for key in row))
+    yield f"`{record.get('command', '')}`: {record.get('protocol') or record.get('machine', '')}.\n"
+    yield table(
+        [key.replace("_", " ") for key in keys],
+        [[str(row.get(key, "")) for key in keys] for row in record["rows"]],
+    )
+
+
+def tables_of(record: dict[str, Any]) -> str:
+    """The Markdown of an evidence record."""
+    kinds = {"evaluate": evaluation, "polysemy": polysemy, "experts": experts}
+    return "\n".join(kinds.get(str(record.get("kind")), timings)(record))
+
+
+def filled(page: str) -> str:
+    """A page with every region made from its evidence file; a region without a file is left as it is."""
+
+    def fill(match: re.Match[str]) -> str:
+        file = EVIDENCE / f"{match[2]}.json"
+        if not file.is_file():
+            return match[0]
+        return f"{match[1]}\n{tables_of(json.loads(file.read_text(encoding='utf-8')))}\n{match[4]}"
+
+    return REGION.sub(fill, page)
+
+
+def main() -> int:
+    """Rewrites the pages; with `--check` only tells which would change."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for file in sorted(DOCS.glob("*.md")):
+        page = file.read_text(encoding="utf-8")
+        if filled(page) != page:
+            stale.append(file.name)
+            if not check:
+                file.write_text(filled(page), encoding="utf-8")
+    sys.stdout.write("".join(f"{name} {'differs' if check else 'written'}\n" for name in stale))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
