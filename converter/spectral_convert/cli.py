@@ -13,7 +13,7 @@ import click
 
 import spectral_runtime
 from spectral_convert.analyse.command import analyse
-from spectral_convert.export.commands import export_command
+from spectral_convert.export.commands import build_engine_command, export_command
 from spectral_convert.options import Command, hub_options, json_option, model_options, show, size_options, torch_options
 from spectral_convert.recipe import Recipe
 from spectral_convert.report.command import report
@@ -195,6 +195,7 @@ def bench_command(bundle: str, as_json: bool, **settings: Any) -> None:
 spectral.add_command(analyse)
 spectral.add_command(report)
 spectral.add_command(export_command)
+spectral.add_command(build_engine_command)
 spectral.add_command(families_command)
 spectral.add_command(push_command)
 

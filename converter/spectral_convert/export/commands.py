@@ -57,3 +57,49 @@ def _print_export(out: Any, record: dict[str, Any]) -> None:
     out.print(f"{record['what']} of {record['base_model']}: {count} routers ({modes}), opset {opset}")
     for name, size in record["files"].items():
         out.print(f"{record['path']}/{name}  {size / 1e6:.2f} MB", markup=False)
+
+
+@click.command("build-engine")
+@click.argument("bundle")
+@click.option("--out", required=True, help="The engine file.")
+@click.option(
+    "--what", type=click.Choice(["routers", "model"]), default="model", show_default=True, help="Of it."
+)
+@model_options
+@click.option("--dtype", type=DTYPES, default="float16", show_default=True, help="Of all tensors.")
+@click.option(
+    "--cache",
+    type=click.Choice(["scatter", "concat"]),
+    default="scatter",
+    show_default=True,
+    help="KV cache.",
+)
+@click.option(
+    "--experts",
+    type=click.Choice(["dense", "gather", "trt_moe"]),
+    default="dense",
+    show_default=True,
+    help="trt_moe runs on compute capability 10.x and 11.x only.",
+)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Largest batch.")
+@click.option("--prompt", type=click.IntRange(1), default=1024, show_default=True, help="Most tokens a call.")
+@click.option(
+    "--capacity", type=click.IntRange(1), default=2048, show_default=True, help="Tokens in the cache."
+)
+@click.option(
+    "--tokens", type=click.IntRange(1), default=4096, show_default=True, help="Most rows, for routers."
+)
+@click.option("--version-compatible", is_flag=True, help="Runs on later versions; carries the plugin.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier engine.")
+@json_option
+def build_engine_command(bundle: str, as_json: bool, **settings: Any) -> None:
+    """Build a TensorRT engine of BUNDLE, or print the trtexec line that does."""
+    from spectral_convert.export.tensorrt import build_engine
+
+    record = build_engine(bundle, **settings)
+    show(record, as_json, lambda out: _print_engine(out, record))
+
+
+def _print_engine(out: Any, record: dict[str, Any]) -> None:
+    out.print(f"engine written to {record['path']}", markup=False)
+    out.print(f"the same by hand: {record['trtexec']}", markup=False)

@@ -41,10 +41,10 @@ struct RouteSpec {
     std::int32_t centred = 0; ///< the last row of projection and directions is the common mode
     std::int32_t gate_bias = 0, choice_bias = 0;
 
-    [[nodiscard]] bool geometric() const { return mode != RouteMode::gate; }
-    [[nodiscard]] bool exact() const { return mode != RouteMode::geometric; }
+    [[nodiscard]] constexpr bool geometric() const { return mode != RouteMode::gate; }
+    [[nodiscard]] constexpr bool exact() const { return mode != RouteMode::geometric; }
     /// R, with the common mode.
-    [[nodiscard]] std::int32_t rows() const { return 3 * levels + colours + centred; }
+    [[nodiscard]] constexpr std::int32_t rows() const { return 3 * levels + colours + centred; }
 };
 
 /// The arrays, float32 and contiguous, in the memory of whoever routes; unused ones may be null.
