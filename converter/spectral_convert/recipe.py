@@ -32,7 +32,7 @@ class Recipe:
     )
     chat_template: bool = setting(False, "put `messages` through the tokenizer's chat template")
     tokens: int = setting(250_000, "calibration tokens in all, for the three splits together")
-    sequence_length: int = setting(1024, "tokens per forward window")
+    sequence_length: int = setting(512, "tokens per forward window")
     levels: int = setting(4, "nested 3-D levels L")
     colour: int = setting(0, "spectral dimensions S beyond the points")
     mode: Literal["auto", "exact", "prefilter", "geometric", "dense"] = setting(
