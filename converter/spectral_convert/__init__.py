@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from spectral_convert.families.table import list_families
     from spectral_convert.generate import generate_text
     from spectral_convert.inspect import inspect_bundle
+    from spectral_convert.plan import plan_conversion
     from spectral_convert.push import push_bundle
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "generate_text",
     "inspect_bundle",
     "list_families",
+    "plan_conversion",
     "push_bundle",
 ]
 
@@ -30,6 +32,7 @@ _VERBS = {
     "generate_text": "spectral_convert.generate",
     "inspect_bundle": "spectral_convert.inspect",
     "list_families": "spectral_convert.families.table",
+    "plan_conversion": "spectral_convert.plan",
     "push_bundle": "spectral_convert.push",
 }
 

@@ -71,12 +71,18 @@ def _click_type(hint: Any) -> Any:
 @click.option(
     "--overwrite", is_flag=True, help="Replace the bundle that is there, once the new one is complete."
 )
+@click.option("--dry-run", is_flag=True, help="Only plan: what would be read, needed and refused.")
 @hub_options
 @size_options
 @recipe_options
 @json_option
-def convert_command(as_json: bool, **settings: Any) -> None:
+def convert_command(as_json: bool, dry_run: bool, **settings: Any) -> None:
     """Convert MODEL, a Hub id or a folder, into a bundle."""
+    if dry_run:
+        for name in ("overwrite", "load", "memory", "work"):
+            settings.pop(name)
+        _show_plan(as_json, settings)
+        return
     from spectral_convert.convert import convert_checkpoint
     from spectral_convert.inspect import describe
 
@@ -84,6 +90,25 @@ def convert_command(as_json: bool, **settings: Any) -> None:
     record = conversion.evaluation.as_json()
     facts = describe(conversion.bundle)
     show({**facts, "evaluation": record}, as_json, lambda out: _print_conversion(out, facts, record))
+
+
+@spectral.command("plan")
+@click.argument("model", default="")
+@click.option("--out", help="Where the bundle would go.")
+@click.option("--recipe", type=click.Path(), help="YAML recipe; flags go over it.")
+@hub_options
+@recipe_options
+@json_option
+def plan_command(as_json: bool, **settings: Any) -> None:
+    """Tell what converting MODEL would read, need and refuse; no weight is read."""
+    _show_plan(as_json, settings)
+
+
+def _show_plan(as_json: bool, settings: dict[str, Any]) -> None:
+    from spectral_convert.plan import plan_conversion, plan_lines
+
+    record = plan_conversion(settings.pop("model"), **settings)
+    show(record, as_json, lambda out: out.print(plan_lines(record), markup=False))
 
 
 def _print_conversion(out: Any, facts: dict[str, Any], record: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def open_streamed(
     model = empty_model(config, dtype)
     loader = Loader(model, read_headers(shard_files(folder)), dtype, device)
     prefix, layers = decoder_layers(model)
-    resident, streamed = _partition(model, prefix, len(layers))
+    resident, streamed = partition(model, prefix, len(layers))
     model.spectral_stream = Stream(loader, streamed, device, folder=scratch)
     loader.load(resident)
     model.tie_weights()
@@ -120,7 +120,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     raise ModelError(".".join(path), expected="a router inside a list of layers", found="none")
 
 
-def _partition(model: nn.Module, prefix: str, count: int) -> tuple[list[str], list[list[str]]]:
+def partition(model: nn.Module, prefix: str, count: int) -> tuple[list[str], list[list[str]]]:
     """What always stays (embeddings, head, norms, buffers, routers) and what each layer brings."""
     kept = {f"{site.path}." for site in find_routers(model)}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
