@@ -26,7 +26,8 @@ def save(figure: plt.Figure, name: str) -> None:
 def draw_power() -> None:
     """In two dimensions: circles, their power cells, and the same cells from the linear score."""
     rng = np.random.default_rng(3)
-    centres, beta = rng.normal(0, 0.8, (7, 2)), rng.normal(0, 0.35, 7)
+    centres, beta = rng.uniform(-1.5, 1.5, (7, 2)), rng.normal(0, 0.6, 7)
+    centres -= centres.mean(axis=0)
     squared = (centres**2).sum(axis=1) + beta
     radii = np.sqrt(squared - squared.min())
     x, y = np.meshgrid(np.linspace(-2.2, 2.2, 300), np.linspace(-1.9, 1.9, 260))
@@ -41,8 +42,9 @@ def draw_power() -> None:
         axes.add_patch(plt.Circle(tuple(centre), radius, fill=True, alpha=0.15, color=colour))
         axes.plot(*centre, "o", color=colour, markersize=4)
     axes.set(xlim=(-2.2, 2.2), ylim=(-1.9, 1.9), aspect="equal", xticks=[], yticks=[])
+    axes.axis("off")
     axes.set_title(
-        "circles = experts; grey: where the best expert changes, by power and by score alike", fontsize=8
+        "grey: where the best expert changes, by depth in the circles and by score alike", fontsize=8
     )
     save(figure, "power")
 

@@ -23,7 +23,6 @@ function drawPlot(node) {
 const watcher = new IntersectionObserver((seen) => seen.forEach((entry) => {
   if (entry.isIntersecting && !entry.target.dataset.drawn) drawPlot(entry.target);
 }), { rootMargin: "200px" });
-plots.forEach((node) => watcher.observe(node));
 
 // ---- the room: arrays of a layer are unpacked when it is chosen
 const KINDS = { "<f4": Float32Array, "<u1": Uint8Array, "<u2": Uint16Array };
@@ -216,8 +215,15 @@ function startRoom() {
   };
   drawRoom();
 }
-// The text is painted first; the canvas follows in the next frame.
-requestAnimationFrame(() => setTimeout(startRoom, 0));
+// The text is painted first: the library, five megabytes, is compiled only in the next frame.
+function startDrawing() {
+  const library = document.createElement("script");
+  library.textContent = $("plotly").textContent;
+  document.head.append(library);
+  startRoom();
+  plots.forEach((node) => watcher.observe(node));
+}
+requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(startDrawing, 0)));
 
 const redraw = () => { plots.filter((node) => node.dataset.drawn).forEach(drawPlot); if ($("canvas")) drawRoom(); };
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
