@@ -110,7 +110,7 @@ function tokenTraces(layer, loss) {
   return [...groups].map(([name, rows], number) => {
     const at = (axis) => rows.map((t) => layer.points[3 * (state.level * count + t) + axis]);
     const colour = state.colour === "expert" ? rows.map((t) => expertColour(layer.ids[t * layer.top_k])) : fixed[name] || PALETTE[number % PALETTE.length];
-    return { type: "scatter3d", mode: "markers", name, x: at(0), y: at(1), z: at(2), marker: { size: 2.6, color: colour, opacity: 0.85 },
+    return { type: "scatter3d", mode: "markers", name: String(name).replaceAll("<", "&lt;"), x: at(0), y: at(1), z: at(2), marker: { size: 2.6, color: colour, opacity: 0.85 },
       text: rows.map((t) => JSON.stringify(DATA.room.tokens[t]).replaceAll("<", "&lt;")), hovertemplate: "%{text}<extra>" + String(name).replaceAll("<", "&lt;") + "</extra>" };
   });
 }
