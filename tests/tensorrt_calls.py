@@ -40,6 +40,11 @@ def compile_harness(folder: Path) -> Any | None:
     source = ROOT / "tests" / "plugins" / "tensorrt_harness.cpp"
     options = ["-std=c++20", "-shared", "-fPIC", "-I", str(ROOT / "plugins" / "tensorrt")]
     subprocess.run([compiler, *options, str(source), "-o", str(library), "-ldl"], check=True)
+    return loaded_harness(library)
+
+
+def loaded_harness(library: Path) -> Any:
+    """A compiled harness with the types of what its functions return."""
     loaded = ctypes.CDLL(str(library))
     for name in ("open_creator", "create", "clone_of", "attach_to"):
         getattr(loaded, name).restype = ctypes.c_void_p
