@@ -12,6 +12,8 @@ namespace {
 
 /// Bytes of gate rows that a pass may keep in the L2 cache (measured: 24, 128 and 512 KiB).
 inline constexpr std::size_t pass_bytes = 128 * 1024;
+/// Rows of the gate in one pass.
+inline constexpr std::size_t row_chunk = 64;
 /// A row alone runs at about an eighth of the speed of a row in a full pass.
 inline constexpr std::size_t single_row_cost = 8;
 
@@ -60,7 +62,7 @@ Aligned<float> copied(const float *values, std::size_t count, bool present) {
 
 /// Memory of one thread, kept between calls.
 struct RouteStep::Scratch {
-    Aligned<float> sums, logits, exact, wide;
+    Aligned<float> sums, part, logits, exact, wide;
     std::vector<std::uint8_t> allowed;
     std::vector<std::uint32_t> keys;
     SelectScratch select;
@@ -141,13 +143,22 @@ void RouteStep::logits(const float *hidden, std::size_t tokens, Scratch &scratch
     }
 }
 
+/// A chunk of rows at a time, so that their part of the columns stays in the cache.
 void RouteStep::exact_logits(const float *hidden, std::size_t tokens, float *out,
                              Scratch &scratch) const {
-    scratch.sums.resize(tokens * experts_ * lanes);
-    kernels_.project(gate_view(0, experts_), hidden, tokens, scratch.sums.data(), out);
-    for (std::size_t t = 0; t < tokens && !gate_bias_.empty(); ++t) {
-        std::transform(out + t * experts_, out + (t + 1) * experts_, gate_bias_.data(),
-                       out + t * experts_, [](float logit, float bias) { return logit + bias; });
+    scratch.sums.resize(tokens * row_chunk * lanes);
+    scratch.part.resize(tokens * row_chunk);
+    for (std::size_t first = 0; first < experts_; first += row_chunk) {
+        const std::size_t rows = std::min(row_chunk, experts_ - first);
+        kernels_.project(gate_view(first, rows), hidden, tokens, scratch.sums.data(),
+                         scratch.part.data());
+        for (std::size_t t = 0; t < tokens; ++t) {
+            const float *row = scratch.part.data() + t * rows;
+            float *target = out + t * experts_ + first;
+            for (std::size_t e = 0; e < rows; ++e) {
+                target[e] = row[e] + (gate_bias_.empty() ? 0.0F : gate_bias_[first + e]);
+            }
+        }
     }
 }
 

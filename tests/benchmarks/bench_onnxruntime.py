@@ -26,7 +26,7 @@ from spectral_runtime.onnxruntime import register
 
 SIZES = ((64, 2048, 8, 16), (128, 2048, 8, 24), (4096, 512, 8, 64))
 """Experts, hidden, K, C."""
-BATCHES = (1, 32, 1024)
+BATCHES = (1, 8, 32)
 
 
 def session(route: Any, native: bool) -> ort.InferenceSession:
