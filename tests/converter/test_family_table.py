@@ -115,3 +115,13 @@ def test_rules_do_not_need_the_weights() -> None:
     known = classify_routers(find_routers(model))
     assert classify_routers(find_routers(model.to("meta"))) == known
     assert torch.device("meta") == next(model.parameters()).device
+
+
+def test_mxfp4_checkpoints_are_loaded_dequantised() -> None:
+    from transformers import GptOssConfig
+
+    from spectral_runtime.attach.load import plain_weights
+
+    quantised = GptOssConfig(quantization_config={"quant_method": "mxfp4"})
+    assert plain_weights(quantised)["quantization_config"].dequantize is True
+    assert plain_weights(GptOssConfig()) == {}

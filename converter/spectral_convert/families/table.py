@@ -100,7 +100,8 @@ def family_row(model_type: str) -> FamilyRow:
     except NotCausal:
         return FamilyRow(model_type, False, "", 0, 0, NOT_CAUSAL)
     except ModelError as refusal:
-        return FamilyRow(model_type, False, "", 0, 0, refusal.found or refusal.expected)
+        said = refusal.found if " " in refusal.found else f"{refusal.found}: expected {refusal.expected}"
+        return FamilyRow(model_type, False, "", 0, 0, said)
     except Exception as error:  # a default configuration that transformers itself cannot build
         reason = f"its default configuration does not build: {type(error).__name__}: {error}".splitlines()[0]
         return FamilyRow(model_type, False, "", 0, 0, reason[:160])

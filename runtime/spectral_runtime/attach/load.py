@@ -44,6 +44,7 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision, **options)
         config = AutoConfig.from_pretrained(str(source), revision=revision, **options)
         kind = model_class(config)
+        options = plain_weights(config) | options
         model = kind.from_pretrained(str(source), config=config, revision=revision, dtype=dtype, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -59,6 +60,17 @@ def load_base(
             str(source), expected="a complete transformers checkpoint", found=reason, remedy=remedy
         ) from error
     return model.to(device).eval(), tokenizer
+
+
+def plain_weights(config: Any) -> dict[str, Any]:
+    """Options that load MXFP4 weights dequantised: their kernels route without entering the router modules."""
+    stated = getattr(config, "quantization_config", None) or {}
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    if getattr(method, "value", method) != "mxfp4":
+        return {}
+    from transformers import Mxfp4Config
+
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def model_class(config: Any) -> Any:
