@@ -38,7 +38,7 @@ def measure_case(experts: int, rank: int, kind: str) -> dict[str, Any]:
         seconds=0.5,
     )
     work = router.route_points(points, 8, method="search")[2]
-    scan, search = (summary(samples[name], TOKENS)["median_us"] for name in ("scan", "search"))
+    scan, search = (summary(samples[name], TOKENS)["thread_us"] for name in ("scan", "search"))
     visits = (work.nodes + work.leaves) / TOKENS
     even = scan / (search / visits) / (experts / BLOCK)
     return {
@@ -70,7 +70,9 @@ def main() -> None:
     shares = [case["break_even_share"] for case in cases if case["experts"] >= 4096]
     print(f"median break-even share from 4096 experts on: 1/{1 / np.median(shares):.0f}")
     if not args.no_evidence:
-        write_evidence("crossover_cpu", {"k": 8, "tokens": TOKENS, "threads": 1, "cases": cases})
+        write_evidence(
+            "crossover_cpu", {"k": 8, "tokens": TOKENS, "threads": 1, "clock": "thread", "cases": cases}
+        )
 
 
 if __name__ == "__main__":
