@@ -24,6 +24,8 @@ class Stored:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    offset: int = 0
+    """Of its first byte in the file."""
 
     @property
     def numel(self) -> int:
@@ -61,13 +63,16 @@ def read_headers(files: list[Path]) -> dict[str, Stored]:
     """
     found = {}
     for file in files:
-        for name, entry in read_header(file).items():
-            found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]))
+        start, header = read_header(file)
+        for name, entry in header.items():
+            found[name] = Stored(
+                file, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0]
+            )
     return found
 
 
-def read_header(file: Path) -> dict[str, Any]:
-    """The header of one safetensors file without its metadata.
+def read_header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of one safetensors file begins, and its header without the metadata.
 
     Raises:
         ModelError: the file is not safetensors.
@@ -80,4 +85,4 @@ def read_header(file: Path) -> dict[str, Any]:
         raise ModelError(str(file), expected="a safetensors file", found=str(error)) from error
     if not isinstance(header, dict):
         raise ModelError(str(file), expected="a safetensors header", found=f"{size} bytes announced")
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return 8 + size, {name: entry for name, entry in header.items() if name != "__metadata__"}

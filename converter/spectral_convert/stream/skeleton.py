@@ -14,6 +14,15 @@ from spectral_convert.stream.shards import Stored
 from spectral_runtime.attach.load import model_class
 from spectral_runtime.errors import ModelError
 
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+ALIGNMENT = 64
+"""Bytes; what torch aligns new tensors to."""
+
 
 def empty_model(config: Any, dtype: torch.dtype) -> Any:
     """A model in evaluation mode whose parameters hold nothing; its buffers are real."""
@@ -37,6 +46,36 @@ def _empty_parameters() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class FileSlice:
+    """A tensor of a shard as the library's loader asks for it; read, not mapped, so that no page stays resident."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        stored = self.stored
+        # As far from an aligned address as in a mapped file: the last bits of some sums depend on it.
+        shift = stored.offset % ALIGNMENT
+        data = torch.empty(stored.bytes + shift, dtype=torch.uint8)[shift:]
+        with stored.file.open("rb", buffering=0) as file:
+            file.seek(stored.offset)
+            view = memoryview(data.numpy())
+            while view and (count := file.readinto(view)):
+                view = view[count:]
+        if view:
+            expected = f"{stored.bytes} bytes at {stored.offset}"
+            raise ModelError(str(stored.file), expected=expected, found=f"{len(view)} fewer")
+        return data.view(DTYPES[stored.dtype]).view(stored.shape)[index]
+
+    def get_shape(self) -> list[int]:
+        """Sizes, as safetensors gives them."""
+        return list(self.stored.shape)
+
+    def get_dtype(self) -> str:
+        """The dtype's name in the file."""
+        return self.stored.dtype
 
 
 class Loader:
@@ -75,7 +114,6 @@ class Loader:
         Raises:
             ModelError: when a conversion fails or a shape differs.
         """
-        from safetensors import safe_open
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
@@ -86,11 +124,8 @@ class Loader:
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._mapping(),
         )
-        with contextlib.ExitStack() as stack, _one_at_a_time():
-            files = {}
-            for file in {self.stored[key].file for key in keys}:
-                files[file] = stack.enter_context(safe_open(str(file), framework="pt"))
-            slices = {key: files[self.stored[key].file].get_slice(key) for key in keys}
+        slices = {key: FileSlice(self.stored[key]) for key in keys}
+        with _one_at_a_time():
             found = convert_and_load_state_dict_in_model(self.model, slices, config)
         info = found[0] if isinstance(found, tuple) else found
         if info.conversion_errors or info.mismatched_keys:
