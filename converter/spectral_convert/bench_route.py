@@ -30,6 +30,7 @@ def bench_route(
     batches: Sequence[int] = BATCHES,
     levels: Sequence[int] = LEVELS,
     repeats: int = 50,
+    budget: float = 0.25,
     compiled: bool = False,
     peers: str | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def bench_route(
         batches: B axis, tokens per call.
         levels: L axis of the geometric arms; peers run once, with the first.
         repeats: samples of each kind and arm.
+        budget: seconds an arm may take for each kind of sample; slow arms get fewer.
         compiled: also the transformers gate under torch.compile (seconds of compilation a size).
         peers: folder with operator libraries of other projects to time as well.
 
@@ -57,7 +59,7 @@ def bench_route(
             planted = plant(count, level)
             for batch in batches:
                 record["cells"].append(
-                    _cell(planted, batch, repeats, peers=level == levels[0], compiled=compiled)
+                    _cell(planted, batch, repeats, budget, peers=level == levels[0], compiled=compiled)
                 )
                 if out is not None:
                     Path(out).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -81,7 +83,9 @@ def machine() -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _cell(planted: Planted, batch: int, repeats: int, *, peers: bool, compiled: bool) -> dict[str, Any]:
+def _cell(
+    planted: Planted, batch: int, repeats: int, budget: float, *, peers: bool, compiled: bool
+) -> dict[str, Any]:
     inputs = [hidden_states(planted, batch, seed) for seed in range(BUFFERS)]
     routes = dict(_routes(planted, batch, peers=peers, compiled=compiled))
     truth = _truth(planted, inputs[0])
@@ -90,7 +94,7 @@ def _cell(planted: Planted, batch: int, repeats: int, *, peers: bool, compiled: 
     }
     recalls = {name: _recall(planted, truth, inputs[0], route) for name, route in routes.items()}
     rows = {}
-    for name, kinds in measure(arms, repeats=repeats).items():
+    for name, kinds in measure(arms, repeats=repeats, budget=budget).items():
         spreads = {
             k: None if s is None else {"median_us": s.median, "p90_us": s.p90} for k, s in kinds.items()
         }

@@ -18,7 +18,7 @@ from spectral_convert.options import Command, hub_options, json_option, model_op
 from spectral_convert.recipe import Recipe
 from spectral_convert.report.command import report
 from spectral_convert.verb_map import VerbMap
-from spectral_convert.verbs import families_command, push_command
+from spectral_convert.verbs import bench_route_command, families_command, push_command
 from spectral_runtime.errors import InternalError, UserError
 
 HELP = """Turn Mixture-of-Experts checkpoints into measured geometric routers, and run them.
@@ -222,6 +222,7 @@ spectral.add_command(report)
 spectral.add_command(export_command)
 spectral.add_command(build_engine_command)
 spectral.add_command(families_command)
+spectral.add_command(bench_route_command)
 spectral.add_command(push_command)
 
 

@@ -106,7 +106,7 @@ def _sample(arm: Arm, times: dict[str, list[float]], flush: torch.Tensor) -> Non
 
 
 def _on_device(work: Callable[[], None]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     work()
     end.record()

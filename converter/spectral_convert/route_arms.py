@@ -150,7 +150,7 @@ def load_peers(folder: str | None) -> None:
     """Loads the operator libraries (`*.so`) of other projects from a folder, as far as they load here."""
     for library in sorted(Path(folder).rglob("*.so")) if folder else ():
         with contextlib.suppress(OSError, RuntimeError):
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
 
 
 # ---- ours ----------------------------------------------------------------------------------------
@@ -243,8 +243,8 @@ def product_keys(planted: Planted, width: int = 256) -> Route:
 def cupy_tree(planted: Planted) -> Route | None:
     """CuPy's k-d tree on the points of level 1 (nearest centre); None where CuPy is absent."""
     try:
-        import cupy
-        from cupyx.scipy.spatial import KDTree
+        import cupy  # type: ignore[import-not-found, unused-ignore]
+        from cupyx.scipy.spatial import KDTree  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return None
     tree = KDTree(cupy.asarray(planted.centres[0].contiguous()))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 
 
-@triton.jit
-def _kernel(logits, ids, weights, experts, K: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _kernel(logits, ids, weights, experts, sizes: tl.constexpr):  # type: ignore[no-untyped-def]
+    K: tl.constexpr = sizes // 65_536
+    BLOCK: tl.constexpr = sizes % 65_536
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < experts
@@ -35,6 +37,6 @@ def softmax_topk(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.
     weights = torch.empty(tokens, count, dtype=torch.float32, device=logits.device)
     block = triton.next_power_of_2(experts)
     _kernel[(tokens,)](
-        logits, ids, weights, experts, K=count, BLOCK=block, num_warps=1 if block <= 256 else 4
+        logits, ids, weights, experts, sizes=count * 65_536 + block, num_warps=1 if block <= 256 else 4
     )
     return ids, weights

@@ -6,7 +6,7 @@ import click
 
 SECTIONS = {
     "From checkpoint to bundle": ("families", "plan", "convert", "heal"),
-    "What is in it, what it costs": ("inspect", "evaluate", "compare", "bench", "generate"),
+    "What is in it, what it costs": ("inspect", "evaluate", "compare", "bench", "bench-route", "generate"),
     "What the experts do, shown to people": ("analyse", "report"),
     "Take it elsewhere": ("export", "build-engine", "push"),
 }
@@ -19,6 +19,7 @@ MAP = {
     "evaluate": "converted against untouched: text, pairs, tasks, long context",
     "compare": "two evaluations side by side, when their protocols agree",
     "bench": "routing time, gate against geometry",
+    "bench-route": "routing on a GPU over planted gates, every peer in one run",
     "generate": "continue a prompt, both ways",
     "analyse": "what experts serve; which senses of a word routing tells apart",
     "report": "one page with plots and the room of spheres in 3-D",

@@ -33,3 +33,29 @@ def push_command(bundle: str, repo: str, as_json: bool, **settings: Any) -> None
 
     record = push_bundle(bundle, repo, **settings)
     show(record, as_json, lambda out: out.print(f"{record['files']} files at {record['url']}", markup=False))
+
+
+@click.command("bench-route")
+@click.option("--out", type=click.Path(), help="JSON file of the record; written after every size.")
+@click.option("--page", type=click.Path(), help="Folder of a Markdown page with plots; needs --out.")
+@click.option("--experts", type=int, multiple=True, help="E; may be repeated.  [default: 64 to 1048576]")
+@click.option("--batches", type=int, multiple=True, help="B; may be repeated.  [default: 1 to 65536]")
+@click.option("--levels", type=int, multiple=True, help="L; may be repeated.  [default: 1 and 4]")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=50, show_default=True, help="Samples of each kind."
+)
+@click.option(
+    "--budget", type=float, default=0.25, show_default=True, help="Seconds an arm may take per kind."
+)
+@click.option("--compiled", is_flag=True, help="Also time the gate under torch.compile.")
+@click.option("--peers", type=click.Path(), help="Folder with operator libraries of other projects.")
+@json_option
+def bench_route_command(as_json: bool, page: str | None, **settings: Any) -> None:
+    """Time routing on a GPU over planted gates: ours, dense gates, product keys, trees."""
+    from spectral_convert.bench_route import bench_route
+    from spectral_convert.route_page import write_page
+
+    record = bench_route(**{name: value for name, value in settings.items() if value not in ((), None)})
+    if page is not None and settings["out"] is not None:
+        write_page(settings["out"], page)
+    show(record, as_json, lambda out: out.print(f"{len(record['cells'])} sizes measured"))

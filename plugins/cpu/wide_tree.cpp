@@ -6,11 +6,13 @@
 #include <span>
 #include <vector>
 
-#include "binary_tree.h"
+#include "spectral/binary_tree.h"
 #include "thresholds.h"
 
 namespace spectral::cpu {
 namespace {
+
+static_assert(leaf_experts <= lanes, "a leaf fits a block");
 
 bool fits_a_block(const BinaryTree &tree, std::size_t node) {
     return tree.nodes[node].count <= static_cast<std::int32_t>(lanes);

@@ -35,7 +35,9 @@ void check_rule(const Rule &rule) {
 }
 
 CudaGate::CudaGate(Device device, const Rule &rule, const GateArrays &arrays)
-    : device_(device), rule_(rule), arrays_(arrays) {
+    : device_(device), rule_(rule), arrays_(arrays),
+      narrow_(rule.experts <= 64 && rule.groups == 1 &&
+              (rule.score != score_softmax || arrays.choice_bias == 0)) {
     check_rule(rule);
     const CurrentContext context(device);
     facts_ = facts_of(device);
@@ -48,7 +50,7 @@ CudaGate::CudaGate(Device device, const Rule &rule, const GateArrays &arrays)
     for (const int tokens : {1, 1024, 1 << 20}) { // loads the kernels, so that a capture finds them
         const Workload work{tokens, rule.experts * arrays.planes, arrays.hidden,
                             facts_.multiprocessors, facts_.capability >= 90};
-        kernel_named(plan_gate(work, arrays.dtype, {}).shape->kernel, context.handle());
+        kernel_named(plan_gate(work, arrays.dtype, narrow_, {}).shape->kernel, context.handle());
     }
 }
 
@@ -78,10 +80,10 @@ void CudaGate::run(const GateCall &call) const {
     a.bias = reinterpret_cast<const float *>(arrays_.bias);
     const Workload work{call.tokens, rule_.experts * arrays_.planes, arrays_.hidden,
                         facts_.multiprocessors, facts_.capability >= 90};
-    const Plan plan = plan_gate(work, arrays_.dtype, call.plan);
+    const Plan plan = plan_gate(work, arrays_.dtype, narrow_, call.plan);
     const Grid grid = apply(plan, rule_.experts, facts_.multiprocessors, a.product);
     launch(kernel_named(plan.shape->kernel, context.handle()),
-           {grid.blocks, grid.cluster, grid.shared_bytes, call.stream}, &a);
+           {grid.tiles, grid.cluster, grid.shared_bytes, call.stream}, &a);
 }
 
 } // namespace spectral::cuda

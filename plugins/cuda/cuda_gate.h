@@ -44,6 +44,7 @@ class CudaGate {
     Device device_;
     Rule rule_;
     GateArrays arrays_;
+    bool narrow_; ///< `short_rule` of kernels/select.cuh holds, and E <= 64
     DeviceFacts facts_;
 };
 

@@ -129,12 +129,12 @@ void CudaRouter::upload(const Geometry &g, const Topology *topology) {
 }
 
 bool CudaRouter::searches(Method method, std::int64_t tokens) const {
-    (void)tokens;
     if (method == Method::search && !has_tree()) {
         throw UserError("method", "a router with a tree", "'search' without one", "pass a Bvh");
     }
     return method == Method::search ||
-           (method == Method::automatic && has_tree() && space_.experts >= search_min_experts);
+           (method == Method::automatic && has_tree() &&
+            tree_pays(space_.experts, static_cast<std::size_t>(space_.rank), tokens));
 }
 
 RouteArguments CudaRouter::arguments(const RouteCall &call, bool matrix) const {
@@ -171,7 +171,7 @@ void CudaRouter::run(const RouteCall &call, bool rows) const {
     const Plan plan = plan_route(work, matrix, rows, call.plan);
     const Grid grid = apply(plan, rows ? space_.experts : 0, facts_.multiprocessors, a.product);
     launch(kernel_named(plan.shape->kernel, context.handle()),
-           {grid.blocks, grid.cluster, grid.shared_bytes, call.stream}, &a);
+           {grid.tiles, grid.cluster, grid.shared_bytes, call.stream}, &a);
 }
 
 void CudaRouter::candidates(const RouteCall &call) const {

@@ -5,13 +5,11 @@
 #include <cmath>
 #include <numeric>
 
-#include "binary_tree.h"
 #include "kernels/params.h"
+#include "spectral/binary_tree.h"
 
 namespace spectral::cuda {
 namespace {
-
-using cpu::BinaryTree;
 
 constexpr std::size_t width = branching;
 
@@ -80,7 +78,7 @@ HostBlocks blocks_in_order(const Geometry &geometry) {
 }
 
 HostTree widen_tree(const Geometry &geometry, const Topology &topology) {
-    const BinaryTree tree = cpu::read_binary_tree(geometry, topology);
+    const BinaryTree tree = read_binary_tree(geometry, topology);
     HostTree out;
     out.reach = reach_of(geometry, tree);
     std::vector<std::size_t> queue{0};

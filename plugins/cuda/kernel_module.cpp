@@ -86,8 +86,9 @@ void launch(Function function, const Launch &how, void *arguments) {
     attribute.cluster[0] = how.cluster;
     attribute.cluster[1] = attribute.cluster[2] = 1;
     LaunchConfig config{};
-    config.grid[0] = how.blocks;
-    config.grid[1] = config.grid[2] = 1;
+    config.grid[0] = how.cluster;
+    config.grid[1] = how.tiles;
+    config.grid[2] = 1;
     config.block[0] = warps * 32;
     config.block[1] = config.block[2] = 1;
     config.shared_bytes = how.shared_bytes;

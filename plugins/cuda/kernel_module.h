@@ -15,9 +15,9 @@ std::string cuda_absent();
 /// of those compiled for. Loading is not allowed while a stream captures: call once before.
 Function kernel_named(const char *name, Context context);
 
-/// How a kernel is launched: one-dimensional grid and clusters of 256 threads.
+/// How a kernel is launched: a cluster of blocks of 256 threads for every tile of tokens.
 struct Launch {
-    std::uint32_t blocks = 0;
+    std::uint32_t tiles = 0;
     std::uint32_t cluster = 1;
     std::uint32_t shared_bytes = 0;
     Stream stream = nullptr;

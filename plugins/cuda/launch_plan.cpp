@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <string>
 
 #include "spectral/error.h"
@@ -10,6 +11,8 @@
 namespace spectral::cuda {
 namespace {
 
+constexpr std::array<TileShape, 2> gate_narrow{
+    {{"spectral_gate_narrow_8", 8, 64, true}, {"spectral_gate_narrow_64", 64, 64, true}}};
 constexpr std::array<TileShape, 3> gate_bf16{{{"spectral_gate_bf16_8", 8, 256, true},
                                               {"spectral_gate_bf16_64", 64, 256, true},
                                               {"spectral_gate_bf16_128", 128, 256, true}}};
@@ -41,19 +44,18 @@ const TileShape *pick_shape(const std::array<TileShape, N> &shapes, int tokens) 
     return &shapes.back();
 }
 
-const TileShape *gate_shape(int dtype, int tokens) {
-    return dtype == dtype_bf16  ? pick_shape(gate_bf16, tokens)
-           : dtype == dtype_f16 ? pick_shape(gate_f16, tokens)
-                                : pick_shape(gate_f32, tokens);
+const TileShape *gate_shape(int dtype, int tokens, bool narrow) {
+    return narrow                ? pick_shape(gate_narrow, tokens)
+           : dtype == dtype_bf16 ? pick_shape(gate_bf16, tokens)
+           : dtype == dtype_f16  ? pick_shape(gate_f16, tokens)
+                                 : pick_shape(gate_f32, tokens);
 }
 
 /// Largest power of two of hidden splits that keeps the grid within `budget` blocks.
 int split_hidden(const Workload &work, int tiles, int splits_rows, int budget) {
     int splits = 1;
     const int chunks = divide_up(work.hidden, chunk);
-    const int cluster =
-        tiles * splits_rows * portable_cluster * 2 <= budget ? largest_cluster : portable_cluster;
-    while (work.clusters && splits * 2 * splits_rows <= cluster && splits * 2 <= chunks &&
+    while (work.clusters && splits * 2 * splits_rows <= portable_cluster && splits * 2 <= chunks &&
            tiles * splits_rows * splits * 2 <= budget) {
         splits *= 2;
     }
@@ -71,6 +73,7 @@ Plan complete(Plan plan, const Workload &work, int budget) {
     }
     const int cluster = plan.splits_rows * plan.splits_hidden;
     if (cluster > (work.clusters ? largest_cluster : 1) ||
+        !std::has_single_bit(static_cast<unsigned>(plan.splits_hidden)) ||
         divide_up(work.rows, plan.splits_rows) > plan.shape->rows) {
         throw UserError("cuda gate", "rows that fit a cluster of this GPU",
                         std::to_string(work.rows) + " rows of weights",
@@ -89,16 +92,19 @@ int tile_for(const Workload &work) {
 
 } // namespace
 
-Plan plan_gate(const Workload &work, int dtype, const Plan &wanted) {
+Plan plan_gate(const Workload &work, int dtype, bool narrow, const Plan &wanted) {
     Plan plan = wanted;
-    plan.shape = gate_shape(dtype, wanted.tile_tokens != 0 ? wanted.tile_tokens : tile_for(work));
+    plan.shape = gate_shape(dtype, wanted.tile_tokens != 0 ? wanted.tile_tokens : tile_for(work),
+                            narrow && dtype == dtype_bf16 && work.rows <= 64);
     return complete(plan, work, work.multiprocessors);
 }
 
 Plan plan_route(const Workload &work, bool matrix, bool rows, const Plan &wanted) {
     Plan plan = wanted;
     plan.shape = rows ? (matrix ? &rows_bf16 : &rows_f32) : (matrix ? &lists_bf16 : &lists_f32);
-    return complete(plan, work, rows ? 2 * work.multiprocessors : 4 * work.multiprocessors);
+    // Measured (tests/benchmarks/evidence/sweep_h100.json): one wave of blocks, at most 8 a
+    // cluster.
+    return complete(plan, work, work.multiprocessors);
 }
 
 namespace {
@@ -134,12 +140,18 @@ Grid apply(const Plan &plan, int scratch_experts, int multiprocessors, Product &
     // Row::words of kernels/select.cuh
     const int scratch = scratch_experts == 0 ? 0 : warps * (2 * scratch_experts + max_groups) * 4;
     const int cluster = product.splits_hidden * product.splits_rows;
-    const int blocks = divide_up(product.tokens, shape.tokens) * cluster;
-    const int feed = shape.matrix
-                         ? choose_ring(shape.tokens + rows, blocks > multiprocessors, product)
-                         : (shape.tokens + rows) * (chunk + 1) * 4;
+    product.cluster = cluster;
+    product.hidden_shift = std::countr_zero(static_cast<unsigned>(product.splits_hidden));
+    product.chunks_of_split = divide_up(divide_up(product.hidden, chunk), product.splits_hidden);
+    product.tokens_of_block = divide_up(shape.tokens, cluster);
+    product.rows_reciprocal = static_cast<std::uint32_t>(
+        ((1ULL << 32) + static_cast<unsigned>(rows) - 1) / static_cast<unsigned>(rows));
+    const int tiles = divide_up(product.tokens, shape.tokens);
+    const int feed =
+        shape.matrix ? choose_ring(shape.tokens + rows, tiles * cluster > multiprocessors, product)
+                     : (shape.tokens + rows) * (chunk + 1) * 4;
     const int shared = std::max(feed, product.exchange_offset + scratch);
-    return {static_cast<std::uint32_t>(blocks), static_cast<std::uint32_t>(cluster),
+    return {static_cast<std::uint32_t>(tiles), static_cast<std::uint32_t>(cluster),
             static_cast<std::uint32_t>(shared)};
 }
 

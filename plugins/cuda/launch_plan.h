@@ -30,15 +30,16 @@ struct Workload {
     bool clusters; ///< compute capability 9.0 and later
 };
 
-/// The exact gate. Throws UserError when no shape fits.
-Plan plan_gate(const Workload &work, int dtype, const Plan &wanted);
+/// The exact gate; `narrow` rules have kernels of their own up to 64 experts. Throws UserError when
+/// no shape fits.
+Plan plan_gate(const Workload &work, int dtype, bool narrow, const Plan &wanted);
 /// The projection of the geometric router.
 Plan plan_route(const Workload &work, bool matrix, bool rows, const Plan &wanted);
 
 /// Fills the tiling fields of `product` and returns the grid, the cluster and the shared memory.
 /// `scratch_experts` is the length of a warp's row buffer; zero where none is needed.
 struct Grid {
-    std::uint32_t blocks, cluster, shared_bytes;
+    std::uint32_t tiles, cluster, shared_bytes;
 };
 Grid apply(const Plan &plan, int scratch_experts, int multiprocessors, Product &product);
 

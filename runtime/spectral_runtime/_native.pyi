@@ -76,3 +76,101 @@ class CpuRouter:
     def simd(self) -> str: ...
     @property
     def has_tree(self) -> bool: ...
+
+# bind_cuda.cpp: device addresses and the stream are integers; dtypes are indices of cuda.DTYPES
+
+def cuda_absent() -> str: ...
+
+Splits = tuple[int, int, int]  # tile tokens, hidden splits, row splits; 0 means chosen
+
+class CudaGate:
+    def __init__(
+        self,
+        device: int,
+        rule: dict[str, float],
+        weight: int,  # [P * E, D]
+        dtype: int,
+        planes: int,
+        hidden: int,
+        bias: int,  # float32 [E] or 0
+        choice_bias: int,  # float32 [E] or 0
+    ) -> None: ...
+    def run(
+        self,
+        x: int,  # [T, D]
+        stride: int,
+        tokens: int,
+        x_dtype: int,
+        ids: int,  # [T, K]
+        wide: bool,
+        weights: int,  # [T, K] or 0
+        weights_dtype: int,
+        logits: int,  # [T, E] or 0
+        logits_dtype: int,
+        stream: int,
+        splits: Splits = (0, 0, 0),
+    ) -> None: ...
+
+class CudaRouter:
+    def __init__(
+        self,
+        device: int,
+        rule: dict[str, float],
+        mean: Floats,  # [D]
+        projection: Floats,  # [R, D]
+        centres: Floats,  # [L, E, 3]
+        colour: Floats,  # [E, S]
+        beta: Floats,  # [E]
+        *,
+        common: Floats | None = None,  # [D]
+        choice_bias: Floats | None = None,  # [E]
+        first: Ints | None = None,  # [N]
+        count: Ints | None = None,  # [N]
+        experts: Ints | None = None,  # [E]
+    ) -> None: ...
+    def candidates(
+        self,
+        x: int,  # [T, D]
+        stride: int,
+        tokens: int,
+        x_dtype: int,
+        count: int,
+        ids: int,  # [T, C], or [T, K] with weights
+        wide: bool,
+        scores: int,  # float32 [T, C] or 0
+        weights: int,  # float32 [T, K] or 0
+        method: Literal["auto", "scan", "search"],
+        gate: int,  # [E, D] or 0
+        gate_dtype: int,
+        bias: int,  # float32 [E] or 0
+        stream: int,
+        splits: Splits = (0, 0, 0),
+    ) -> None: ...
+    def select(
+        self,
+        x: int,  # [T, D]
+        stride: int,
+        tokens: int,
+        x_dtype: int,
+        ids: int,  # [T, K]
+        wide: bool,
+        weights: int,  # [T, K]
+        weights_dtype: int,
+        logits: int,  # [T, E] or 0
+        logits_dtype: int,
+        gate: int,  # [E, D] or 0
+        gate_dtype: int,
+        bias: int,  # float32 [E] or 0
+        spread: int,  # float32 [E] or 0
+        candidates: int,
+        stream: int,
+        splits: Splits = (0, 0, 0),
+    ) -> None: ...
+    def route(
+        self, hidden: Floats, count: int, *, method: Literal["auto", "scan", "search"] = "auto"
+    ) -> tuple[Ints, Floats]: ...  # [T, D] -> [T, C], [T, C]
+    def scores(self, hidden: Floats) -> Floats: ...  # [T, D] -> [T, E]
+    @property
+    def has_tree(self) -> bool: ...
+    @property
+    def device(self) -> int: ...

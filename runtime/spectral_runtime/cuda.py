@@ -22,6 +22,10 @@ MAX_CANDIDATES = 32
 MAX_ROW = 1024
 """Experts of the kernels that execute the whole gate rule."""
 
+MAX_DENSE = 256
+"""Experts up to which the fused exact gate beats the families' own chain at every batch (H100): at 512 it takes
+74 microseconds for 1 024 tokens where the chain takes 65."""
+
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus", "logits")
 WEIGHTS = ("score", "softmax", "sigmoid")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -31,6 +35,8 @@ def unavailable() -> str | None:
     """The reason why this back-end cannot run here, or None."""
     if _native is None:
         return _REASON
+    if not hasattr(_native, "cuda_absent"):
+        return "the native core is older than this back-end; install again"
     return _native.cuda_absent() or None
 
 
@@ -94,6 +100,13 @@ def native_router(
         count=bvh.count if bvh else None,
         experts=bvh.experts if bvh else None,
     )
+
+
+def native_gate(*arguments: Any) -> Any:
+    """`_native.CudaGate` with these arguments."""
+    if _native is None:
+        raise InternalError("cuda", found="no native core", remedy="ask unavailable() first")
+    return _native.CudaGate(*arguments)
 
 
 class Engine:

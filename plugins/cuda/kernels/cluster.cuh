@@ -65,6 +65,7 @@ __device__ void store_partials(const Product &p, const Place &at, float *tile,
 struct Sums {
     unsigned tile; ///< shared address of the exchange tile, the same in every block
     int stride, rows_of_block, splits_hidden, outputs, planes;
+    unsigned reciprocal; ///< of rows_of_block
 
     static __device__ Sums of(const Product &p, const void *tile) {
         return {shared_address(tile),
@@ -72,7 +73,8 @@ struct Sums {
                 p.rows_of_block,
                 p.splits_hidden,
                 p.outputs,
-                p.planes};
+                p.planes,
+                p.rows_reciprocal};
     }
     /// Output `o` of the tile's token `token`.
     __device__ float at(int token, int o) const {
@@ -80,7 +82,7 @@ struct Sums {
 #pragma unroll 1
         for (int plane = 0; plane < planes; ++plane) {
             const int row = plane * outputs + o;
-            const int owner = row < rows_of_block ? 0 : row / rows_of_block;
+            const int owner = static_cast<int>(__umulhi(static_cast<unsigned>(row), reciprocal));
             const unsigned address =
                 tile + static_cast<unsigned>(token * stride + row - owner * rows_of_block) * 4U;
             const int first = owner * splits_hidden;
@@ -108,7 +110,8 @@ struct Sums {
             for (int j = 0; j < V; ++j) {
                 const int row =
                     plane * outputs + min(j * 32 + static_cast<int>(threadIdx.x & 31), outputs - 1);
-                const int owner = row < rows_of_block ? 0 : row / rows_of_block;
+                const int owner =
+                    static_cast<int>(__umulhi(static_cast<unsigned>(row), reciprocal));
                 first[j] = owner * splits_hidden;
                 address[j] =
                     tile + static_cast<unsigned>(token * stride + row - owner * rows_of_block) * 4U;
@@ -141,12 +144,9 @@ struct Share {
     int first, count;
 
     template <class S> static __device__ Share of(const Product &p, const Place &at) {
-        const int blocks = p.splits_hidden * p.splits_rows;
-        const int rank = at.split_rows * p.splits_hidden + at.split_hidden;
-        const int each = (S::tokens + blocks - 1) / blocks;
-        Share share{rank * each, each};
-        share.count = max(
-            0, min(min(each, S::tokens - share.first), p.tokens - at.first_token - share.first));
+        Share share{static_cast<int>(blockIdx.x) * p.tokens_of_block, 0};
+        const int left = min(S::tokens - share.first, p.tokens - at.first_token - share.first);
+        share.count = max(0, min(p.tokens_of_block, left));
         return share;
     }
 };

@@ -93,6 +93,14 @@ struct List {
     /// Offers V scores a lane; negative ids are absent.
     template <int V> __device__ void offer(const float (&score)[V], const int (&id)[V]) {
         const float least = floor();
+        bool any = false;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            any = any || (id[j] >= 0 && !(score[j] < least));
+        }
+        if (!__any_sync(all_lanes, any)) {
+            return;
+        }
         int entering = 0;
         Heap<V + 1> heap;
 #pragma unroll
@@ -101,9 +109,6 @@ struct List {
             heap.order[j] = enters ? ordered(score[j]) : 0U;
             heap.id[j] = enters ? id[j] : 0x7FFFFFFF;
             entering += __popc(__ballot_sync(all_lanes, enters));
-        }
-        if (entering == 0) {
-            return;
         }
         if (entering <= 3) {
 #pragma unroll

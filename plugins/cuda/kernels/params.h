@@ -30,6 +30,10 @@ struct Product {
     std::int32_t outputs, planes;
     std::int32_t rows_of_block;
     std::int32_t splits_hidden, splits_rows;
+    std::int32_t cluster, hidden_shift; ///< their product; splits_hidden = 1 << hidden_shift
+    std::int32_t chunks_of_split;       ///< chunks of 64 columns that one hidden split multiplies
+    std::int32_t tokens_of_block;       ///< of a tile that each block of the cluster finishes
+    std::uint32_t rows_reciprocal; ///< ceil(2^32 / rows_of_block): row / rows_of_block as a product
     std::int32_t x_dtype;
     std::int32_t stage_columns, stages; ///< of the ring, matrix products only
     std::int32_t exchange_offset;       ///< bytes of shared memory before the row buffers

@@ -1,84 +1,10 @@
 // Partial products of a tile of tokens with a block's rows: matrix instructions or float32 FMA.
-//
-// Experts are the M side of mma.m16n8k16 and tokens the N side, so that a decode batch of 8 tokens
-// wastes nothing. A stage in shared memory is [tokens + rows][columns] of 16-bit numbers, 16 bytes
-// of padding a row, so that ldmatrix is conflict-free; a thread fetches a whole row with one bulk
-// copy.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "params.h"
+#include "product_float.cuh"
+#include "tile.cuh"
 
 namespace spectral::cuda {
-
-template <int Tokens_, int WarpsT_, int Tiles_> struct Shape {
-    static constexpr int tokens = Tokens_;               ///< of a tile
-    static constexpr int warps_t = WarpsT_;              ///< warps side by side along the tokens
-    static constexpr int warps_e = warps / WarpsT_;      ///< and along the rows
-    static constexpr int tiles = Tiles_;                 ///< row tiles of 16 a warp can hold
-    static constexpr int pieces = Tokens_ / WarpsT_ / 8; ///< token tiles of 8 a warp holds
-};
-
-struct Bf16 {
-    using Type = __nv_bfloat16;
-    static constexpr bool matrix = true;
-    static __device__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
-                                    unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
-                     "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-
-struct F16 {
-    using Type = __half;
-    static constexpr bool matrix = true;
-    static __device__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0,
-                                    unsigned b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, "
-                     "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    }
-};
-
-/// Float32 weights and hidden states of any dtype: no rounding beyond float32's own.
-struct F32 {
-    using Type = float;
-    static constexpr bool matrix = false;
-};
-
-__device__ inline unsigned shared_address(const void *p) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
-/// The block's place in its cluster, from the grid alone: blockIdx.x counts tiles, y the splits.
-struct Place {
-    int split_hidden, split_rows;
-    int first_token, first_row, rows, first_chunk, chunks;
-
-    template <class S> static __device__ Place of(const Product &p) {
-        Place at;
-        at.split_hidden = static_cast<int>(blockIdx.x) % p.splits_hidden;
-        at.split_rows = static_cast<int>(blockIdx.x) / p.splits_hidden % p.splits_rows;
-        at.first_token =
-            static_cast<int>(blockIdx.x) / (p.splits_hidden * p.splits_rows) * S::tokens;
-        at.first_row = at.split_rows * p.rows_of_block;
-        at.rows = min(p.rows_of_block, p.outputs * p.planes - at.first_row);
-        const int all = (p.hidden + chunk - 1) / chunk;
-        at.first_chunk =
-            static_cast<int>(static_cast<long long>(all) * at.split_hidden / p.splits_hidden);
-        at.chunks = static_cast<int>(static_cast<long long>(all) * (at.split_hidden + 1) /
-                                     p.splits_hidden) -
-                    at.first_chunk;
-        return at;
-    }
-};
-
-template <class S> using Accumulators = float[S::tiles][S::pieces][4];
 
 // ---- matrix instructions -------------------------------------------------------------------
 
@@ -147,6 +73,11 @@ struct Ring {
         return r;
     }
 };
+
+/// Stages of so many columns; widths are 64, 128 or 256.
+__device__ inline int stages_in(int columns, int width) {
+    return (columns + width - 1) >> (width == 256 ? 8 : width == 128 ? 7 : 6);
+}
 
 /// Starts the copies of one stage. Rows beyond the ends repeat the last one: nobody reads their
 /// results.
@@ -223,7 +154,7 @@ __device__ void multiply_matrix(const Product &p, const Place &at, char *shared,
                                 Accumulators<S> &acc) {
     __shared__ unsigned long long barriers[max_stages];
     const Ring ring = Ring::of<S>(p, at, shared, barriers);
-    const int steps = (ring.end - ring.first + p.stage_columns - 1) / p.stage_columns;
+    const int steps = stages_in(ring.end - ring.first, p.stage_columns);
     const int row_tiles = (at.rows + 15) / 16;
     if (threadIdx.x < max_stages) {
         barrier_init(ring.barriers + threadIdx.x * 8U);
@@ -253,78 +184,6 @@ __device__ void multiply_matrix(const Product &p, const Place &at, char *shared,
         parity ^= slot == 0 && step >= 0 ? 1U : 0U;
     }
     __syncthreads();
-}
-
-// ---- float32 -------------------------------------------------------------------------------
-
-inline constexpr int float_stride = chunk + 1; ///< odd, so that rows fall into different banks
-
-__device__ inline float load_hidden(const Product &p, long long at) {
-    if (p.x_dtype == dtype_f32) {
-        return static_cast<const float *>(p.x)[at];
-    }
-    if (p.x_dtype == dtype_f16) {
-        return __half2float(static_cast<const __half *>(p.x)[at]);
-    }
-    return __bfloat162float(static_cast<const __nv_bfloat16 *>(p.x)[at]);
-}
-
-template <class S>
-__device__ void load_floats(const Product &p, const Place &at, int step, float *tile) {
-    const int column = (at.first_chunk + step) * chunk;
-    for (int i = static_cast<int>(threadIdx.x); i < (S::tokens + at.rows) * chunk;
-         i += warps * 32) {
-        const int row = i / chunk, x = column + i % chunk;
-        float value = 0.0F;
-        if (row < S::tokens) {
-            const int t = at.first_token + row;
-            value = x < p.hidden && t < p.tokens ? load_hidden(p, t * p.stride + x) : 0.0F;
-        } else if (x < p.hidden) {
-            const long long r = at.first_row + row - S::tokens;
-            value = static_cast<const float *>(p.weight)[r * p.hidden + x];
-        }
-        tile[row * float_stride + i % chunk] = value;
-    }
-}
-
-/// The same elements in the same registers as the matrix instruction would leave them.
-template <class S>
-__device__ void multiply_floats_tile(const float *tile, int rows, Accumulators<S> &acc) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int warp_e = warp / S::warps_t, warp_t = warp % S::warps_t;
-    const int group = lane >> 2, column = (lane & 3) * 2;
-#pragma unroll
-    for (int i = 0; i < S::tiles; ++i) {
-        const int row = (warp_e + i * S::warps_e) * 16 + group;
-        if (row - group >= rows) {
-            continue;
-        }
-        // Rows beyond the end compute with the last one; nobody reads their results.
-        const float *w0 = tile + (S::tokens + min(row, rows - 1)) * float_stride;
-        const float *w1 = tile + (S::tokens + min(row + 8, rows - 1)) * float_stride;
-#pragma unroll
-        for (int n = 0; n < S::pieces; ++n) {
-            const float *x = tile + ((warp_t * S::pieces + n) * 8 + column) * float_stride;
-            for (int k = 0; k < chunk; ++k) {
-                acc[i][n][0] = fmaf(w0[k], x[k], acc[i][n][0]);
-                acc[i][n][1] = fmaf(w0[k], x[float_stride + k], acc[i][n][1]);
-                acc[i][n][2] = fmaf(w1[k], x[k], acc[i][n][2]);
-                acc[i][n][3] = fmaf(w1[k], x[float_stride + k], acc[i][n][3]);
-            }
-        }
-    }
-}
-
-template <class S>
-__device__ void multiply_float(const Product &p, const Place &at, char *shared,
-                               Accumulators<S> &acc) {
-    float *tile = reinterpret_cast<float *>(shared);
-    for (int step = 0; step < at.chunks; ++step) {
-        load_floats<S>(p, at, step, tile);
-        __syncthreads();
-        multiply_floats_tile<S>(tile, at.rows, acc);
-        __syncthreads();
-    }
 }
 
 template <class S, class Op>

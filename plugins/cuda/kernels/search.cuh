@@ -37,8 +37,12 @@ struct Query {
         const float *v =
             space.blocks + static_cast<long long>(block) * (space.rank + 2) * 32 + lane_id();
         logit = v[0];
-        for (int r = 0; r < space.rank; ++r) {
-            logit = fmaf(v[(r + 2) * 32], point[r], logit);
+        if (space.rank == 3) { // one level, no colour: no loop
+            logit = fmaf(v[128], point[2], fmaf(v[96], point[1], fmaf(v[64], point[0], logit)));
+        } else {
+            for (int r = 0; r < space.rank; ++r) {
+                logit = fmaf(v[(r + 2) * 32], point[r], logit);
+            }
         }
         const float chosen = plain() ? logit : transform(rule.score, logit);
         return space.biased != 0 ? chosen + v[32] : chosen;

@@ -239,6 +239,11 @@ __device__ void finish_short(const Rule &rule, const Output &out, const float (&
     }
     if (plain && rule.weight == weight_score) {
         peak = __shfl_sync(all_lanes, logit, 0); // the first chosen is the largest
+    }
+    // A plain renormalisation cancels the denominator of the softmax.
+    const bool cancels =
+        rule.normalise != 0 && rule.normalise_eps == 0.0F && rule.normalise_min == 0.0F;
+    if (plain && rule.weight == weight_score && !cancels) {
         total = 0.0F;
 #pragma unroll
         for (int j = 0; j < V; ++j) {

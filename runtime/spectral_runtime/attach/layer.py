@@ -57,7 +57,8 @@ class AttachedLayer:
         hidden = hidden.reshape(-1, hidden.shape[-1])
         if self.fused >= 0:
             operator = operators.fused_gate if self.dense else operators.fused_geometry
-            return operator(hidden, self.site.weight, self.fused)
+            answer: operators.Triple = operator(hidden, self.site.weight, self.fused)
+            return answer
         assert self.scorer is not None
         self.scorer = self.scorer.to(hidden.device)
         scores = self.scorer.scores(hidden)
@@ -104,6 +105,8 @@ def fused_value(layer: AttachedLayer) -> int:
     if not site.weight.is_cuda or not operators.enabled() or cuda.unsupported(rule) is not None:
         return -1
     if layer.dense:
+        if rule.experts > cuda.MAX_DENSE:
+            return -1
         return operators.keep(operators.FusedGate(rule, site.choice_bias, site.bias))
     if layer.geometry is None or layer.geometry.levels > 4 or layer.geometry.colours > 32:
         return -1

@@ -38,7 +38,8 @@ def enabled() -> bool:
 
 def bf16_planes(weight: torch.Tensor) -> torch.Tensor:
     """Bfloat16 [P * E, D], P in 1 to 3, that sum to a float32 weight [E, D]."""
-    planes, rest = [], weight.float()
+    planes: list[torch.Tensor] = []
+    rest = weight.float()
     while len(planes) < 3 and (not planes or bool(rest.any())):
         planes.append(rest.bfloat16())
         rest = rest - planes[-1].float()
@@ -72,7 +73,7 @@ class FusedGate:
         device = weight.device.index or 0
         kept = weight.contiguous()
         bias, choice = (0 if x is None else x.data_ptr() for x in (self.bias, self.choice_bias))
-        native = cuda._native.CudaGate(
+        native = cuda.native_gate(
             device, numbers, kept.data_ptr(), dtype_code(kept.dtype), planes, kept.shape[1], bias, choice
         )
         return native, kept
@@ -133,6 +134,7 @@ def fused_gate(hidden: torch.Tensor, weight: torch.Tensor, number: int) -> Tripl
 
 @fused_gate.register_fake
 def _(hidden: torch.Tensor, weight: torch.Tensor, number: int) -> Triple:
+    del weight
     rule = _KEPT[number].rule
     return _outputs(hidden, rule, _logits_dtype(rule, hidden))
 

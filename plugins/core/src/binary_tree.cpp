@@ -1,14 +1,13 @@
 // Checks a BVH's topology and computes the bounds of its nodes.
-#include "binary_tree.h"
+#include "spectral/binary_tree.h"
 
 #include <algorithm>
 #include <limits>
 #include <string>
 
-#include "kernels.h"
 #include "spectral/error.h"
 
-namespace spectral::cpu {
+namespace spectral {
 namespace {
 
 using Node = BinaryTree::Node;
@@ -86,8 +85,8 @@ class Reader {
     void halve(std::size_t target, std::size_t begin, std::size_t count) {
         tree_.nodes[target].begin = static_cast<std::int32_t>(begin);
         tree_.nodes[target].count = static_cast<std::int32_t>(count);
-        if (count > lanes) {
-            const std::size_t half = (count / 2 + lanes - 1) / lanes * lanes;
+        if (count > leaf_experts) {
+            const std::size_t half = (count / 2 + leaf_experts - 1) / leaf_experts * leaf_experts;
             const std::size_t pair = add_pair(target);
             halve(pair, begin, half);
             halve(pair + 1, begin + half, count - half);
@@ -173,4 +172,4 @@ BinaryTree read_binary_tree(const Geometry &geometry, const Topology &topology) 
     return tree;
 }
 
-} // namespace spectral::cpu
+} // namespace spectral

@@ -1,13 +1,17 @@
 // The checked binary tree between a BVH file and the wide tree: ranges of experts and their bounds.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "spectral/bvh.h"
 #include "spectral/geometry.h"
 
-namespace spectral::cpu {
+namespace spectral {
+
+/// Most experts of a leaf, whatever the file says: one SIMD block.
+inline constexpr std::size_t leaf_experts = 16;
 
 /// Nodes in an order where children follow their parent; leaves hold at most 16 experts.
 struct BinaryTree {
@@ -30,4 +34,4 @@ struct BinaryTree {
 /// Throws UserError if the topology is not a tree over all experts.
 BinaryTree read_binary_tree(const Geometry &geometry, const Topology &topology);
 
-} // namespace spectral::cpu
+} // namespace spectral
