@@ -132,10 +132,61 @@ def timings(record: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def routing(record: dict[str, Any]) -> Iterator[str]:
+    """CPU routing: microseconds of processor time a token, and how many times longer the others take."""
+    machine = record["machine"]
+    clock = f"{record['threads']} thread, D = {record['hidden']}, k = {record['k']}"
+    yield f"{machine['cpu']}, {clock}, load {machine['load_average'][0]}.\n"
+    rows = []
+    for case in record["cases"]:
+        arms = {name: arm["thread_us"] for name, arm in case["arms"].items()}
+        ours = arms["ours"]
+        trees = [time for name, time in arms.items() if "KD" in name.upper()]
+        rows.append(
+            [case["experts"], case["rank"], case["batch"], case["data"], f"{ours:.2f}", f"{arms['dense gate'] / ours:.1f}x",
+             f"{arms['rank-R dense'] / ours:.1f}x", f"{min(trees) / ours:.1f}x" if trees else "",
+             f"{case['arms']['ours']['recall']:.3f}"]
+        )  # fmt: skip
+    yield table(
+        [
+            "E",
+            "R",
+            "batch",
+            "data",
+            "ours, us",
+            "dense gate",
+            "rank-R dense",
+            "best kd-tree",
+            "recall of the R-score",
+        ],
+        rows,
+    )
+
+
+def quality(record: dict[str, Any]) -> Iterator[str]:
+    """Closed-form conversions of one checkpoint on held-out text."""
+    yield f"`{record['model']}`, {record['calibration_tokens']} calibration tokens; {record['protocol']}.\n"
+    rows = [
+        [row["mode"], row["levels"], row["colour"], f"{row['mean_candidates']:.1f}", f"{row['delta_pct']:+.3f} %",
+         f"{interval(row['ci95'], 3)} %", f"{100 * row['recall']:.2f} %", f"{100 * row['kept_mass']:.2f} %"]
+        for row in record["rows"]
+    ]  # fmt: skip
+    tokens = record["rows"][0]["tokens"]
+    yield f"{tokens} tokens, perplexity untouched {record['rows'][0]['ppl_base']:.4f}.\n"
+    yield table(
+        ["mode", "levels", "colour", "mean candidates", "perplexity", "95 %", "recall", "weight kept"], rows
+    )
+
+
 def tables_of(record: dict[str, Any]) -> str:
     """The Markdown of an evidence record."""
     kinds = {"evaluate": evaluation, "polysemy": polysemy, "experts": experts}
-    return "\n".join(kinds.get(str(record.get("kind")), timings)(record))
+    kind = kinds.get(str(record.get("kind")))
+    if kind is None and "cases" in record and "threads" in record:
+        kind = routing
+    if kind is None and "calibration_tokens" in record:
+        kind = quality
+    return "\n".join((kind or timings)(record))
 
 
 def filled(page: str) -> str:
@@ -156,7 +207,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for file in sorted(DOCS.glob("*.md")):
+    for file in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))):
         page = file.read_text(encoding="utf-8")
         if filled(page) != page:
             stale.append(file.name)
