@@ -111,7 +111,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=1200)
+    parser.add_argument("--tokens", type=int, default=600)
     parser.add_argument("--evidence", type=Path)
     arguments = parser.parse_args()
     model = arguments.folder / "checkpoint"
@@ -132,7 +132,7 @@ def main() -> None:
     sizes = sizes_of(model)
     bound = int(2.2 * sizes["largest_layer"] + sizes["embeddings"] + GIB)
     record = {
-        "command": "python tests/benchmarks/bench_stream_memory.py FOLDER --evidence "
+        "command": "python tests/benchmarks/bench_stream_memory.py FOLDER --tokens 600 --evidence "
         "tests/benchmarks/evidence/stream_memory.json",
         "shape": f"OLMoE-1B-7B, {sizes['layers']} layers, random bfloat16 weights",
         "tokens": arguments.tokens,

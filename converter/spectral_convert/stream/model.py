@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +18,12 @@ from spectral_convert.stream.relay import relay, stop_before
 from spectral_convert.stream.shards import read_headers, shard_files
 from spectral_convert.stream.skeleton import Loader, empty_model
 from spectral_convert.stream.spill import spill_output
-from spectral_runtime.attach.discovery import find_routers
+from spectral_runtime.attaching.discovery import find_routers
 from spectral_runtime.errors import ModelError
 
+M_MMAP_THRESHOLD = -3
+MAPPED_FROM = 2**20
+"""Bytes; glibc's own threshold moves up to 32 MiB as experts are freed, and then keeps them in its heap."""
 logger = logging.getLogger(__name__)
 
 
@@ -93,6 +98,7 @@ def open_streamed(
         raise ModelError(
             str(folder), expected="plain weights to stream", found="quantised ones", remedy=remedy
         )
+    return_freed_memory()
     model = empty_model(config, dtype)
     loader = Loader(model, read_headers(shard_files(folder)), dtype, device)
     prefix, layers = decoder_layers(model)
@@ -107,6 +113,12 @@ def open_streamed(
                 buffered._buffers[name] = buffer.to(device)
     model.spectral_stream.hook(layers)
     return model
+
+
+def return_freed_memory() -> None:
+    """Makes glibc map every tensor by itself, so that memory of a dropped layer goes back at once (mallopt(3))."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
