@@ -117,7 +117,7 @@ def pico_model(family: str, seed: int = 0, **changes: Any) -> Any:
 
 
 def _sites(model: Any) -> Any:
-    from spectral_runtime.attach.discovery import find_routers
+    from spectral_runtime.attaching.discovery import find_routers
 
     return find_routers(model)
 

@@ -13,7 +13,7 @@ import numpy as np
 import spectral_runtime
 from spectral_convert.recipe import Recipe
 from spectral_convert.risk import RiskCurve
-from spectral_runtime.attach.discovery import RouterSite, router_sha256
+from spectral_runtime.attaching.discovery import RouterSite, router_sha256
 from spectral_runtime.bundle import Bundle, LayerTensors
 from spectral_runtime.bundle.manifest import (
     FORMAT_VERSION,

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from spectral_convert.forward import watch_routers
 from spectral_convert.text import whole_text
-from spectral_runtime.attach.attachment import plan_layers
-from spectral_runtime.attach.layer import AttachedLayer
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching.attachment import plan_layers
+from spectral_runtime.attaching.layer import AttachedLayer
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.bundle import load_bundle
 from spectral_runtime.bundle.contents import LayerTensors
 from spectral_runtime.bundle.manifest import Mode

@@ -15,7 +15,7 @@ from spectral_convert.forward import Batch, batches, watch_routers
 from spectral_convert.stream import stream_of
 from spectral_convert.stream.spill import spill
 from spectral_convert.text import TextSet
-from spectral_runtime.attach.discovery import RouterSite
+from spectral_runtime.attaching.discovery import RouterSite
 
 SHOWN = 8
 """Experts named in one warning."""

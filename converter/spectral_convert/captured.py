@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectral_runtime.attach.discovery import RouterSite
+from spectral_runtime.attaching.discovery import RouterSite
 
 
 @dataclass(slots=True)

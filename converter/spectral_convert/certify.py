@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from spectral_convert.risk import RiskCurve
-from spectral_runtime.attach.discovery import RouterSite
-from spectral_runtime.attach.scorer import Scorer
-from spectral_runtime.attach.selection import choice_scores, expert_scores, gate_logits, select_experts
+from spectral_runtime.attaching.discovery import RouterSite
+from spectral_runtime.attaching.scorer import Scorer
+from spectral_runtime.attaching.selection import choice_scores, expert_scores, gate_logits, select_experts
 from spectral_runtime.bundle.manifest import Certificate, Split
 from spectral_runtime.errors import ConfigError, TextError
 from spectral_runtime.gate import GateRule
@@ -44,7 +44,7 @@ def _true_ranks(
     """Where the gate's own K experts stand in the geometric order, and their shares of the weight; [T, K] both."""
     exact = gate_logits(rule, hidden, site.weight, site.bias)
     ids, weights = select_experts(rule, exact, site.choice_bias)
-    choice = choice_scores(rule, expert_scores(rule, scorer.scores(hidden) + scorer.spread), site.choice_bias)
+    choice = choice_scores(expert_scores(rule, scorer.scores(hidden) + scorer.spread), site.choice_bias)
     order = choice.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(rule.experts, device=order.device).expand_as(order)
     ranks = torch.empty_like(order).scatter_(1, order, places)

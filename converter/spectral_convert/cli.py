@@ -14,7 +14,15 @@ import click
 import spectral_runtime
 from spectral_convert.analyse.command import analyse
 from spectral_convert.export.commands import build_engine_command, export_command
-from spectral_convert.options import Command, hub_options, json_option, model_options, show, size_options, torch_options
+from spectral_convert.options import (
+    Command,
+    hub_options,
+    json_option,
+    model_options,
+    show,
+    size_options,
+    torch_options,
+)
 from spectral_convert.recipe import Recipe
 from spectral_convert.report.command import report
 from spectral_convert.verb_map import VerbMap
@@ -52,7 +60,7 @@ def recipe_options(command: Command) -> Command:
             shown = "" if field.default in (None, False) else f"  [default: {field.default}]"
             kind = _click_type(hints[field.name])
             option = {"is_flag": True, "default": None} if kind is bool else {"type": kind, "default": None}
-            command = click.option(flag, help=text[0].upper() + text[1:] + "." + shown, **option)(command)  # type: ignore[arg-type]
+            command = click.option(flag, help=text[0].upper() + text[1:] + "." + shown, **option)(command)
     return command
 
 

@@ -25,7 +25,7 @@ from spectral_convert.resume import Fitted, Pieces, base_digest
 from spectral_convert.text import TextSet, calibration_splits
 from spectral_convert.tree import build_tree
 from spectral_convert.workdir import WorkDir
-from spectral_runtime.attach.discovery import find_routers
+from spectral_runtime.attaching.discovery import find_routers
 from spectral_runtime.bundle import Bundle, check_target, write_bundle
 from spectral_runtime.gate import GateRule
 from spectral_runtime.strict import parse

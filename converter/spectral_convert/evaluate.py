@@ -19,9 +19,9 @@ from spectral_convert.forward import Batch, run_batches, token_losses, watch_rou
 from spectral_convert.paired import PairedPerplexity, compare
 from spectral_convert.stream import stream_of
 from spectral_convert.text import TextSet, whole_text
-from spectral_runtime.attach.attachment import attach, plan_layers
-from spectral_runtime.attach.layer import AttachedLayer
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching.attachment import attach, plan_layers
+from spectral_runtime.attaching.layer import AttachedLayer
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.bundle import Bundle, load_bundle
 from spectral_runtime.bundle.manifest import Mode, Split
 

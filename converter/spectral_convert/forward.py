@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from spectral_convert.stream import stream_of
 from spectral_convert.text import Window
-from spectral_runtime.attach.discovery import RouterSite
+from spectral_runtime.attaching.discovery import RouterSite
 from spectral_runtime.errors import ModelError
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from spectral_runtime.attach import attach
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching import attach
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.bundle import Bundle, load_bundle
 from spectral_runtime.bundle.manifest import Mode
 

@@ -11,7 +11,7 @@ from spectral_convert.recipe import Recipe
 from spectral_convert.stream import open_streamed, stream_of
 from spectral_convert.stream.shards import read_headers, shard_files
 from spectral_convert.text import TextSet
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.errors import ConfigError, ModelError
 
 Load = Literal["auto", "stream", "full"]

@@ -20,7 +20,7 @@ from spectral_convert.stream.model import decoder_layers, partition
 from spectral_convert.stream.shards import BYTES, read_headers, shard_files
 from spectral_convert.stream.skeleton import empty_model
 from spectral_convert.text import SHARES
-from spectral_runtime.attach.discovery import find_routers
+from spectral_runtime.attaching.discovery import find_routers
 from spectral_runtime.errors import ModelError
 
 STREAM_PASSES = 3

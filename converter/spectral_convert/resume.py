@@ -14,7 +14,7 @@ from spectral_convert.recipe import Recipe
 from spectral_convert.risk import RiskCurve
 from spectral_convert.text import TextSet
 from spectral_convert.workdir import WorkDir, digest_of, pack, unpack
-from spectral_runtime.attach.discovery import RouterSite, router_sha256
+from spectral_runtime.attaching.discovery import RouterSite, router_sha256
 from spectral_runtime.errors import InternalError
 from spectral_runtime.gate import GateRule
 from spectral_runtime.geometry import Bvh, Geometry

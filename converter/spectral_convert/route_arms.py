@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from spectral_runtime import cuda
-from spectral_runtime.attach import operators
+from spectral_runtime.attaching import operators
 from spectral_runtime.bvh import build_bvh
 from spectral_runtime.gate import GateRule
 from spectral_runtime.geometry import Bvh, Geometry

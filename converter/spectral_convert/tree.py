@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spectral_runtime.attach.discovery import RouterSite
+from spectral_runtime.attaching.discovery import RouterSite
 from spectral_runtime.bvh import build_bvh
 from spectral_runtime.geometry import Bvh, Geometry, widened
 

@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Any
 from spectral_runtime.bundle import Bundle, load_bundle, write_bundle
 
 if TYPE_CHECKING:
-    from spectral_runtime.attach import attach, load_model
+    from spectral_runtime.attaching import attach, load_model
     from spectral_runtime.backends import available_backends
     from spectral_runtime.router import Router
 
 __version__ = "0.1.0"
 
-__all__ = ["Bundle", "Router", "__version__", "attach", "available_backends", "load_bundle", "load_model", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "Router",
+    "__version__",
+    "attach",
+    "available_backends",
+    "load_bundle",
+    "load_model",
+    "write_bundle",
+]
 
 _LAZY = {
-    "attach": "spectral_runtime.attach",
-    "load_model": "spectral_runtime.attach",
+    "attach": "spectral_runtime.attaching",
+    "load_model": "spectral_runtime.attaching",
     "Router": "spectral_runtime.router",
     "available_backends": "spectral_runtime.backends",
 }

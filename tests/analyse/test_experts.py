@@ -16,8 +16,8 @@ from spectral_convert.analyse.labelled import label_text, plain_documents
 from spectral_convert.analyse.observe import observe_routing
 from spectral_convert.cli import spectral
 from spectral_convert.families import classify_router
-from spectral_runtime.attach.discovery import find_routers
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching.discovery import find_routers
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from transformers import StaticCache
 
 from spectral_convert.device_timing import Arm, Spread, measure
 from spectral_runtime import load_bundle
-from spectral_runtime.attach import attach, find_routers
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching import attach, find_routers
+from spectral_runtime.attaching.load import load_base
 
 PREFILL = 512
 CACHE = 1024

@@ -24,7 +24,7 @@ import transformers
 from spectral_convert.convert import convert_checkpoint
 from spectral_convert.evaluate import evaluate_model
 from spectral_convert.text import TextSet, whole_text
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching.load import load_base
 
 EVIDENCE = Path(__file__).parent / "evidence"
 LENGTH = 1024

@@ -37,7 +37,9 @@ def test_never_fewer_than_the_gate_chooses() -> None:
 
 
 def test_too_few_tokens_are_refused() -> None:
-    with pytest.raises(TextError, match=r"certify split: expected 99 tokens for alpha 0.01, found 98 — give more"):
+    with pytest.raises(
+        TextError, match=r"certify split: expected 99 tokens for alpha 0.01, found 98 — give more"
+    ):
         certify_layer(curve([1, 0], tokens=98), SPLIT, alpha=0.01, top_k=1)
 
 

@@ -13,10 +13,10 @@ from spectral_convert.convert import convert_checkpoint
 from spectral_convert.evaluate import evaluate_bundle
 from spectral_convert.families import classify_routers
 from spectral_convert.generate import continue_prompt
-from spectral_runtime.attach import attach, find_routers
-from spectral_runtime.attach.attachment import Attachment
-from spectral_runtime.attach.layer import AttachedLayer
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching import attach, find_routers
+from spectral_runtime.attaching.attachment import Attachment
+from spectral_runtime.attaching.layer import AttachedLayer
+from spectral_runtime.attaching.load import load_base
 
 SIGMOID = {"score": "sigmoid", "normalise": True}
 GROUPS = {

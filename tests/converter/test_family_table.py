@@ -13,7 +13,7 @@ from torch import nn
 
 from spectral_convert.cli import spectral
 from spectral_convert.families.table import FamilyRow, declaring_types, family_row, list_families
-from spectral_runtime.attach import find_routers
+from spectral_runtime.attaching import find_routers
 from spectral_runtime.errors import ModelError
 
 REFUSED = {
@@ -120,7 +120,7 @@ def test_rules_do_not_need_the_weights() -> None:
 def test_mxfp4_checkpoints_are_loaded_dequantised() -> None:
     from transformers import GptOssConfig
 
-    from spectral_runtime.attach.load import plain_weights
+    from spectral_runtime.attaching.load import plain_weights
 
     quantised = GptOssConfig(quantization_config={"quant_method": "mxfp4"})
     assert plain_weights(quantised)["quantization_config"].dequantize is True

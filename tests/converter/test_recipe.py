@@ -53,7 +53,9 @@ def test_values_out_of_range_are_refused(key: str, value: object, message: str) 
 
 
 def test_calibration_has_no_default_and_says_why() -> None:
-    with pytest.raises(ConfigError, match=r"recipe\.calibration: .*a certificate speaks only for text like its own"):
+    with pytest.raises(
+        ConfigError, match=r"recipe\.calibration: .*a certificate speaks only for text like its own"
+    ):
         resolve(None, {"model": "m"})
 
 

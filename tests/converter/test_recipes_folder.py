@@ -14,8 +14,8 @@ import torch
 
 from spectral_convert.families import classify_routers
 from spectral_convert.recipe import Recipe, load_recipe
-from spectral_runtime.attach import find_routers
-from spectral_runtime.attach.load import model_class
+from spectral_runtime.attaching import find_routers
+from spectral_runtime.attaching.load import model_class
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GEMMA = {"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}

@@ -18,7 +18,7 @@ from spectral_convert.capture import warn_rare
 from spectral_convert.captured import LayerCapture, Moments
 from spectral_convert.sources import read_documents
 from spectral_convert.text import calibration_splits
-from spectral_runtime.attach import find_routers
+from spectral_runtime.attaching import find_routers
 from spectral_runtime.errors import TextError
 
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "who is there"}]

@@ -19,8 +19,8 @@ from spectral_convert.stream.relay import Runner, relay, stop_before
 from spectral_convert.stream.shards import read_headers, shard_files
 from spectral_convert.stream.spill import spill
 from spectral_convert.text import Window, calibration_splits
-from spectral_runtime.attach import find_routers
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching import find_routers
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.errors import ModelError
 
 DIFFERENT_LENGTHS = [Window(n, tuple(range(n, n + length))) for n, length in enumerate((40, 33, 12, 40, 7))]

@@ -41,7 +41,7 @@ def test_a_tail_of_one_token_is_dropped() -> None:
 def test_splits_share_no_document_and_repeat_for_a_seed(tmp_path: Path) -> None:
     path, words = corpus(tmp_path, 30), Words()
     splits = calibration_splits(words, path, tokens=800, length=16, seed=3)
-    names = {word: number for word, number in words.numbers.items()}
+    names = dict(words.numbers)
     spelled = {number: word for word, number in names.items()}
     seen = {
         name: {spelled[token].split("w")[0] for window in content.windows for token in window.ids}
@@ -65,7 +65,9 @@ def test_long_documents_give_windows_from_all_over(tmp_path: Path) -> None:
 
 
 def test_too_few_documents_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"evaluate split.*expected at least one document, found none — give more"):
+    with pytest.raises(
+        TextError, match=r"evaluate split.*expected at least one document, found none — give more"
+    ):
         calibration_splits(Words(), corpus(tmp_path, 2), tokens=1000, length=16, seed=0)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spectral_convert.convert import Conversion, convert_checkpoint
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching.load import load_base
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "recipes" / "demo" / "checkpoint"

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from spectral_convert.convert import Conversion
-from spectral_runtime import load_bundle, load_model, reference
-from spectral_runtime.attach import attach
-from spectral_runtime.attach.attachment import plan_layers
+from spectral_runtime import attach, load_bundle, load_model, reference
+from spectral_runtime.attaching.attachment import plan_layers
 from spectral_runtime.bundle import Bundle
 from spectral_runtime.errors import BundleError, ConfigError, ModelError
 from spectral_runtime.gate import select_experts

@@ -22,8 +22,8 @@ from spectral_convert.export import export_bundle  # noqa: E402
 from spectral_convert.export.decoder import decoder_model  # noqa: E402
 from spectral_convert.export.routes import routes_of_model  # noqa: E402
 from spectral_convert.export.trace import Skeleton, experts_reason, trace_decoder  # noqa: E402
-from spectral_runtime.attach import attach, find_routers  # noqa: E402
-from spectral_runtime.attach.load import load_base  # noqa: E402
+from spectral_runtime.attaching import attach, find_routers  # noqa: E402
+from spectral_runtime.attaching.load import load_base  # noqa: E402
 from spectral_runtime.bundle import Bundle, load_bundle  # noqa: E402
 from spectral_runtime.errors import ConfigError, ModelError  # noqa: E402
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from spectral_convert.convert import convert_checkpoint
-from spectral_runtime.attach import attach
-from spectral_runtime.attach.load import load_base
+from spectral_runtime import attach
+from spectral_runtime.attaching.load import load_base
 
 SHARED = Path(__file__).parents[3] / "shared"
 pytestmark = pytest.mark.skipif(

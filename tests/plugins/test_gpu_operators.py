@@ -9,9 +9,9 @@ import pytest
 import torch
 from gpu_worlds import make_geometry, require
 
-from spectral_runtime.attach import operators
-from spectral_runtime.attach.scorer import Scorer
-from spectral_runtime.attach.selection import gate_logits, select_experts
+from spectral_runtime.attaching import operators
+from spectral_runtime.attaching.scorer import Scorer
+from spectral_runtime.attaching.selection import gate_logits, select_experts
 from spectral_runtime.gate import GateRule
 
 pytestmark = pytest.mark.gpu

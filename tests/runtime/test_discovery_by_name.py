@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spectral_runtime.attach import discovery
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching import discovery
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.errors import ModelError
 
 CHECKPOINT = Path(__file__).parents[2] / "recipes" / "demo" / "checkpoint"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectral_runtime.attach import selection
+from spectral_runtime.attaching import selection
 from spectral_runtime.gate import GateRule, select_experts
 
 RULES = {

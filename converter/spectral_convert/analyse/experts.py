@@ -30,8 +30,8 @@ from spectral_convert.analyse.information import (
 from spectral_convert.analyse.labelled import LabelledText, label_text, plain_documents, tagged_documents
 from spectral_convert.analyse.observe import LayerRouting, observe_routing, refused_routing
 from spectral_convert.families import classify_router
-from spectral_runtime.attach.discovery import find_routers
-from spectral_runtime.attach.load import load_base
+from spectral_runtime.attaching.discovery import find_routers
+from spectral_runtime.attaching.load import load_base
 from spectral_runtime.errors import ConfigError, ModelError
 from spectral_runtime.gate import GateRule
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from spectral_convert.forward import Batch, run_batches
 from spectral_convert.text import Window
-from spectral_runtime.attach.discovery import RouterSite
-from spectral_runtime.attach.selection import choice_scores, expert_scores, gate_logits
+from spectral_runtime.attaching.discovery import RouterSite
+from spectral_runtime.attaching.selection import choice_scores, expert_scores, gate_logits
 from spectral_runtime.gate import GateRule
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class _Sums:
     def _margin(self, logits: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Shift-invariant; with a choice bias or groups it is taken on what chooses."""
         plain = self.rule.monotone and self.site.choice_bias is None and self.rule.groups == 1
-        choice = logits if plain else choice_scores(self.rule, scores, self.site.choice_bias).float()
+        choice = logits if plain else choice_scores(scores, self.site.choice_bias).float()
         last = choice.gather(1, ids).amin(dim=1)
         rest = choice.scatter(1, ids, float("-inf")).amax(dim=1)
         gap = torch.where(torch.isfinite(rest), last - rest, torch.zeros_like(last))

@@ -18,12 +18,12 @@ from spectral_convert.analyse.senses import Benchmark, Targets, separate
 from spectral_convert.families import classify_router
 from spectral_convert.forward import Batch, run_batches
 from spectral_convert.text import Window
-from spectral_runtime.attach.attachment import plan_layers
-from spectral_runtime.attach.discovery import RouterSite, find_routers
-from spectral_runtime.attach.layer import AttachedLayer
-from spectral_runtime.attach.load import load_base
-from spectral_runtime.attach.scorer import Scorer
-from spectral_runtime.attach.selection import expert_scores, gate_logits, select_experts
+from spectral_runtime.attaching.attachment import plan_layers
+from spectral_runtime.attaching.discovery import RouterSite, find_routers
+from spectral_runtime.attaching.layer import AttachedLayer
+from spectral_runtime.attaching.load import load_base
+from spectral_runtime.attaching.scorer import Scorer
+from spectral_runtime.attaching.selection import expert_scores, gate_logits, select_experts
 from spectral_runtime.bundle import Bundle, load_bundle
 from spectral_runtime.bundle.locate import FOLDER, MANIFEST_FILE
 from spectral_runtime.errors import TextError

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from spectral_convert.downstream import harness, long_context, minimal_pairs
 from spectral_convert.downstream.sequences import Scored, score_sequences
-from spectral_runtime.attach.attachment import attach
+from spectral_runtime.attaching.attachment import attach
 from spectral_runtime.bundle import Bundle
 from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.errors import ConfigError

@@ -147,7 +147,7 @@ def _write_decoder(
 
 
 def _base_model(bundle: Bundle, base: str | None, dtype: str) -> tuple[Any, Any]:
-    from spectral_runtime.attach.load import load_base
+    from spectral_runtime.attaching.load import load_base
 
     named = bundle.manifest.base_model
     return load_base(base or named.id, revision=None if base else named.revision, dtype=dtype)

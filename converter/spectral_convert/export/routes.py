@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_runtime.attach.attachment import plan_layers
-from spectral_runtime.attach.layer import AttachedLayer
+from spectral_runtime.attaching.attachment import plan_layers
+from spectral_runtime.attaching.layer import AttachedLayer
 from spectral_runtime.bundle import Bundle, LayerTensors
 from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.errors import BundleError, ModelError

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from spectral_runtime.attach.contract import Answer, form_probabilities, form_scores, form_triple
-from spectral_runtime.attach.discovery import RouterSite, find_routers
+from spectral_runtime.attaching.contract import Answer, form_probabilities, form_scores, form_triple
+from spectral_runtime.attaching.discovery import RouterSite, find_routers
 from spectral_runtime.errors import ModelError
 from spectral_runtime.gate import GateRule
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from spectral_convert.families.probe import Probe, probe_router
-from spectral_runtime.attach.discovery import RouterSite
-from spectral_runtime.attach.selection import gate_logits, select_experts
+from spectral_runtime.attaching.discovery import RouterSite
+from spectral_runtime.attaching.selection import gate_logits, select_experts
 from spectral_runtime.errors import ConfigError, ModelError
 from spectral_runtime.gate import Dtype, GateRule
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_runtime.attach.discovery import RouterSite, takes_bias
+from spectral_runtime.attaching.discovery import RouterSite, takes_bias
 from spectral_runtime.errors import ModelError
 
 TOKENS = 96

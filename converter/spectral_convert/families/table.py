@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from spectral_convert.families.classify import classify_routers
-from spectral_runtime.attach.discovery import find_routers
-from spectral_runtime.attach.load import NotCausal, model_class
+from spectral_runtime.attaching.discovery import find_routers
+from spectral_runtime.attaching.load import NotCausal, model_class
 from spectral_runtime.errors import ModelError
 from spectral_runtime.gate import GateRule
 

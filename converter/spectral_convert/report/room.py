@@ -16,10 +16,10 @@ from spectral_convert.forward import watch_routers
 from spectral_convert.report.cards import analysed_cards, counted_cards
 from spectral_convert.sources import read_documents
 from spectral_convert.text import Window, tokenise, windows_of
-from spectral_runtime.attach.attachment import plan_layers
-from spectral_runtime.attach.layer import AttachedLayer
-from spectral_runtime.attach.load import load_base
-from spectral_runtime.attach.selection import choice_scores, expert_scores
+from spectral_runtime.attaching.attachment import plan_layers
+from spectral_runtime.attaching.layer import AttachedLayer
+from spectral_runtime.attaching.load import load_base
+from spectral_runtime.attaching.selection import choice_scores, expert_scores
 from spectral_runtime.bundle import Bundle, LayerTensors
 from spectral_runtime.errors import TextError
 from spectral_runtime.geometry import Bvh, sphere_radii
@@ -187,6 +187,6 @@ def _ranks(plan: AttachedLayer, hidden: torch.Tensor, ids: torch.Tensor) -> NDAr
         scores = plan.scorer.scores(hidden)
         if plan.mode != "geometric":
             scores = scores + plan.scorer.spread
-        choice = choice_scores(plan.rule, expert_scores(plan.rule, scores), plan.site.choice_bias)
+        choice = choice_scores(expert_scores(plan.rule, scores), plan.site.choice_bias)
         places = choice.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
         return np.asarray(places.gather(1, ids).numpy())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from spectral_convert.stream.shards import Stored
-from spectral_runtime.attach.load import model_class
+from spectral_runtime.attaching.load import model_class
 from spectral_runtime.errors import ModelError
 
 DTYPES = {
@@ -61,7 +61,7 @@ class FileSlice:
         data = torch.empty(stored.bytes + shift, dtype=torch.uint8)[shift:]
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.offset)
-            view = memoryview(data.numpy())
+            view = memoryview(data.numpy().data)
             while view and (count := file.readinto(view)):
                 view = view[count:]
         if view:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_runtime.attach.bypass import refuse_bypassed, refuse_kernel
-from spectral_runtime.attach.contract import Contract, Route, contract_of, refusal_of
+from spectral_runtime.attaching.bypass import refuse_bypassed, refuse_kernel
+from spectral_runtime.attaching.contract import Contract, Route, contract_of, refusal_of
 from spectral_runtime.errors import ModelError
 
 CHOICE_BIAS_NAMES = ("e_score_correction_bias", "expert_bias", "expert_biases")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectral_runtime.attach.contract import Answer
-from spectral_runtime.attach.discovery import RouterSite, find_routers, router_sha256
-from spectral_runtime.attach.layer import AttachedLayer
-from spectral_runtime.attach.scorer import Scorer
+from spectral_runtime.attaching.contract import Answer
+from spectral_runtime.attaching.discovery import RouterSite, find_routers, router_sha256
+from spectral_runtime.attaching.layer import AttachedLayer
+from spectral_runtime.attaching.scorer import Scorer
 from spectral_runtime.bundle import Bundle
 from spectral_runtime.bundle.manifest import LayerEntry, Mode
 from spectral_runtime.errors import BundleError, ConfigError, ModelError
@@ -48,7 +48,7 @@ class Attachment:
             module.__class__ = type(f"Spectral{original.__name__}", (_Spectral, original), {})
             module._spectral = layer  # type: ignore[assignment]
             if "_old_forward" in module.__dict__:
-                module._old_forward = type(module).forward.__get__(module)  # type: ignore[assignment]
+                module._old_forward = type(module).forward.__get__(module)
 
     def detach(self) -> None:
         """Gives every router its own class back; safe to call twice."""
@@ -57,7 +57,7 @@ class Attachment:
             module.__class__ = original
             del module._spectral
             if old_forward is not None:
-                module._old_forward = old_forward  # type: ignore[assignment]
+                module._old_forward = old_forward
 
     def verify(self) -> None:
         """Runs one token and raises unless every router was entered.

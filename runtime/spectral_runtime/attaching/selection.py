@@ -51,7 +51,7 @@ def limit_groups(rule: GateRule, choice: torch.Tensor) -> torch.Tensor:
     return grouped.masked_fill(outside.unsqueeze(-1), fill).view_as(choice)
 
 
-def choice_scores(rule: GateRule, scores: torch.Tensor, choice_bias: torch.Tensor | None) -> torch.Tensor:
+def choice_scores(scores: torch.Tensor, choice_bias: torch.Tensor | None) -> torch.Tensor:
     """What experts are chosen by, [T, E]: the scores, plus the family's choice bias."""
     return scores if choice_bias is None else scores + choice_bias
 
@@ -74,7 +74,7 @@ def select_experts(
         ids int64 [T, K] and weights [T, K] in the dtype of the scores.
     """
     scores = expert_scores(rule, logits)
-    choice = choice_scores(rule, scores, choice_bias)
+    choice = choice_scores(scores, choice_bias)
     if mask is not None:
         choice = choice.masked_fill(~mask, float("-inf"))
     ids = torch.topk(limit_groups(rule, choice), rule.top_k, dim=-1)[1]

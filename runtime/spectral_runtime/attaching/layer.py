@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from spectral_runtime import cuda
-from spectral_runtime.attach import operators
-from spectral_runtime.attach.discovery import RouterSite
-from spectral_runtime.attach.scorer import Scorer
-from spectral_runtime.attach.selection import choice_scores, expert_scores, gate_logits, select_experts
+from spectral_runtime.attaching import operators
+from spectral_runtime.attaching.discovery import RouterSite
+from spectral_runtime.attaching.scorer import Scorer
+from spectral_runtime.attaching.selection import choice_scores, expert_scores, gate_logits, select_experts
 from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.gate import GateRule
 from spectral_runtime.geometry import Geometry
@@ -78,7 +78,7 @@ class AttachedLayer:
         """Bool [T, E]: the C experts of highest choice score, each given the benefit of its spread."""
         assert self.scorer is not None
         widened = expert_scores(self.rule, scores + self.scorer.spread)
-        choice = choice_scores(self.rule, widened, self.site.choice_bias)
+        choice = choice_scores(widened, self.site.choice_bias)
         ids = choice.topk(self.candidates, dim=-1)[1]
         return torch.zeros_like(choice, dtype=torch.bool).scatter_(1, ids, True)
 
@@ -92,8 +92,8 @@ class AttachedLayer:
             return torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         scores, margins = scorer.scores(hidden), scorer.margins(hidden)
         bounded = rule if rule.score != "softmax" else replace(rule, score="logits")
-        low = choice_scores(bounded, expert_scores(bounded, scores - margins), self.site.choice_bias)
-        high = choice_scores(bounded, expert_scores(bounded, scores + margins), self.site.choice_bias)
+        low = choice_scores(expert_scores(bounded, scores - margins), self.site.choice_bias)
+        high = choice_scores(expert_scores(bounded, scores + margins), self.site.choice_bias)
         chosen = low.topk(rule.top_k, dim=1)[1]
         rest = high.scatter(1, chosen, float("-inf")).amax(dim=1)
         return low.gather(1, chosen).amin(dim=1) > rest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spectral_runtime.attach.attachment import attach
+from spectral_runtime.attaching.attachment import attach
 from spectral_runtime.bundle import Bundle, load_bundle
 from spectral_runtime.bundle.manifest import Mode
 from spectral_runtime.errors import ModelError
