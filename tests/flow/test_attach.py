@@ -11,10 +11,11 @@ import torch
 
 from spectral_convert.convert import Conversion
 from spectral_runtime import attach, load_bundle, load_model, reference
+from spectral_runtime.attaching import selection
 from spectral_runtime.attaching.attachment import plan_layers
 from spectral_runtime.bundle import Bundle
 from spectral_runtime.errors import BundleError, ConfigError, ModelError
-from spectral_runtime.gate import select_experts
+from spectral_runtime.gate import GateRule, select_experts
 from spectral_runtime.geometry import widened
 
 
@@ -151,3 +152,15 @@ def test_a_dense_layer_has_no_geometry_to_route_by(demo: Conversion, model32: An
     bundle = Bundle(path=demo.bundle.path, manifest=demo.bundle.manifest, layers=layers)
     with pytest.raises(ConfigError, match="expected a layer with geometry, found geometric — convert again"):
         attach(model32, bundle, "geometric")
+
+
+def test_groups_without_candidates_tie_by_number(rng: np.random.Generator) -> None:
+    """Few candidates leave groups at -inf: torch and numpy must still choose the same, the smaller number first."""
+    rule = GateRule(experts=16, top_k=4, score="sigmoid", choice_bias=True, groups=4, groups_kept=2)
+    logits = rng.standard_normal((300, 16)).astype(np.float32)
+    bias = rng.random(16).astype(np.float32)
+    mask = np.zeros((300, 16), bool)
+    np.put_along_axis(mask, rng.random((300, 16)).argsort(axis=1)[:, :4], True, axis=1)
+    ids, _ = select_experts(rule, logits, bias, mask)
+    found, _ = selection.select_experts(rule, *map(torch.from_numpy, (logits, bias, mask)))
+    np.testing.assert_array_equal(found.numpy(), ids)

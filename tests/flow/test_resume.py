@@ -59,7 +59,8 @@ def test_killed_at_any_point_it_ends_with_the_same_bytes(world: dict[str, Any], 
         if (tmp_path / name).exists():
             assert bytes_of(tmp_path / name) == expected, "a bundle is there whole or not at all"
             continue
-        convert_checkpoint(**settings)
+        # In a child again: the last bits of a sum depend on the threads of the process that makes it.
+        _run(context, settings, None)
         assert bytes_of(tmp_path / name) == expected, f"run {number}"
         assert not list((tmp_path / f"{name}.work").glob("*.part"))
     assert killed >= KILLS // 2, "most of the kills must have hit a running conversion"

@@ -39,13 +39,20 @@ def expert_scores(rule: GateRule, logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def limit_groups(rule: GateRule, choice: torch.Tensor) -> torch.Tensor:
+def best(values: torch.Tensor, count: int, *, ties: bool = False) -> torch.Tensor:
+    """Positions of the `count` largest; with `ties` equal ones by smaller position, which torch.topk leaves open."""
+    if ties:
+        return values.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.topk(values, k=count, dim=-1)[1]
+
+
+def limit_groups(rule: GateRule, choice: torch.Tensor, *, ties: bool = False) -> torch.Tensor:
     """Choice scores [T, E] with every group but the best `groups_kept` filled."""
     if rule.groups == 1:
         return choice
     grouped = choice.view(choice.shape[0], rule.groups, -1)
     totals = grouped.topk(2, dim=-1)[0].sum(dim=-1) if rule.group_score == "top2" else grouped.amax(dim=-1)
-    kept = torch.topk(totals, k=rule.groups_kept, dim=-1, sorted=False)[1]
+    kept = best(totals, rule.groups_kept, ties=ties)
     outside = torch.ones_like(totals, dtype=torch.bool).scatter_(1, kept, False)
     fill = float("-inf") if rule.group_fill == "-inf" else 0.0
     return grouped.masked_fill(outside.unsqueeze(-1), fill).view_as(choice)
@@ -75,9 +82,11 @@ def select_experts(
     """
     scores = expert_scores(rule, logits)
     choice = choice_scores(scores, choice_bias)
+    # Groups with fewer than two candidates, and experts that are none, tie at -inf.
+    ties = mask is not None and rule.groups > 1
     if mask is not None:
         choice = choice.masked_fill(~mask, float("-inf"))
-    ids = torch.topk(limit_groups(rule, choice), rule.top_k, dim=-1)[1]
+    ids = best(limit_groups(rule, choice, ties=ties), rule.top_k, ties=ties)
     return ids, expert_weights(rule, scores, logits, ids)
 
 
