@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from spectral_runtime import load_bundle
 from spectral_runtime.attaching import attach, find_routers
 from spectral_runtime.attaching.load import load_base
 
+os.environ["SPECTRAL_FUSED"] = "1"
 PREFILL = 512
 CACHE = 1024
 

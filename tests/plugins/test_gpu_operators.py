@@ -32,8 +32,9 @@ RULES = {
 
 
 @pytest.fixture(autouse=True)
-def _needs_cuda() -> None:
+def _needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     require("cuda")
+    monkeypatch.setenv("SPECTRAL_FUSED", "1")
 
 
 def world(rule: GateRule, tokens: int, kind: torch.dtype, hidden: int = 512):
