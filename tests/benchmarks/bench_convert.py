@@ -2,7 +2,8 @@
 
 python tests/benchmarks/bench_convert.py ../shared/models/olmoe-64e --calibration ../shared/data/calibration
 
-Target: under 3 minutes on two cores and 2.5 GB for 250 000 tokens, bundle under 3 MB, loaded in 50 ms. Writes `evidence/convert.json`.
+Target for 250 000 tokens on two cores: under 3 minutes and 2.5 GB, bundle under 3 MB, loaded in 50 ms.
+Writes `evidence/convert.json`.
 """
 
 from __future__ import annotations
