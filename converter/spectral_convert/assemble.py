@@ -142,6 +142,12 @@ def tool_versions() -> dict[str, str]:
     }
 
 
+def ranks_of(geometry: Geometry) -> list[int]:
+    """The rank after each level, then after the colour: where `explained` was taken."""
+    steps = [3 * level for level in range(1, geometry.levels + 1)]
+    return [*steps, geometry.rank] if geometry.colours else steps
+
+
 def fit_evidence(layers: Sequence[ConvertedLayer]) -> list[dict[str, Any]]:
     """Per layer: explained variance by level, and recall and missed weight for every number of candidates."""
     return [
@@ -149,6 +155,7 @@ def fit_evidence(layers: Sequence[ConvertedLayer]) -> list[dict[str, Any]]:
             "path": layer.site.path,
             "experts": layer.rule.experts,
             "top_k": layer.rule.top_k,
+            "ranks": ranks_of(layer.geometry),
             "explained": list(layer.explained),
             "certify_tokens": layer.curve.tokens,
             "recall_at_candidates": (1.0 - layer.curve.lost).round(6).tolist(),

@@ -31,7 +31,7 @@ class Recipe:
         "text", "key of the text in .jsonl lines and dataset rows; `messages` holds chats"
     )
     chat_template: bool = setting(False, "put `messages` through the tokenizer's chat template")
-    tokens: int = setting(250_000, "calibration tokens in all, for the three splits together")
+    tokens: int = setting(400_000, "calibration tokens in all, for the three splits together")
     sequence_length: int = setting(512, "tokens per forward window")
     levels: int = setting(4, "nested 3-D levels L")
     colour: int = setting(0, "spectral dimensions S beyond the points")

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True)
-    parser.add_argument("--tokens", type=int, default=250_000)
+    parser.add_argument("--tokens", type=int, default=400_000)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--rows", type=int, nargs="*", default=range(len(ROWS)))
     parser.add_argument("--device", default="cpu")

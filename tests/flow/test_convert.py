@@ -43,6 +43,8 @@ def test_a_bundle_says_what_it_is(demo: Conversion) -> None:
     assert manifest.recipe["levels"] == 2
     record = json.loads((bundle.path / "evidence" / "evaluate.json").read_text(encoding="utf-8"))
     assert record["tokens"] > 1000
+    fits = json.loads((bundle.path / "evidence" / "fit.json").read_text(encoding="utf-8"))
+    assert [(fit["ranks"], len(fit["explained"])) for fit in fits] == [([3, 6, 8], 3)] * 4
     assert record["ci95"][0] <= record["delta_pct"] <= record["ci95"][1]
     assert (
         (bundle.path.parent / "README.md")

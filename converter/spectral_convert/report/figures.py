@@ -76,7 +76,7 @@ def _rank(facts: Facts) -> Iterator[Figure]:
     traces = [
         _line(
             short_path(curve["path"]),
-            [3 * (level + 1) for level in range(len(curve["explained"]))],
+            curve["ranks"],
             [100 * value for value in curve["explained"]],
         )
         for curve in facts.fit
