@@ -24,7 +24,7 @@ $(VENV)/built: $(VENV)/locked pyproject.toml $(NATIVE) $(shell find converter ru
 demo: $(VENV)/built
 	$(OFFLINE) $(BIN)/spectral-convert --recipe recipes/demo/demo.yaml --out $(DEMO) --overwrite
 	$(OFFLINE) $(BIN)/spectral generate $(DEMO) --prompt "The old house stood at the edge of" --max-new-tokens 48
-	$(OFFLINE) $(BIN)/spectral generate $(DEMO) --prompt "def load(path):" --max-new-tokens 48
+	$(OFFLINE) $(BIN)/spectral generate $(DEMO) --prompt "She opened the letter and" --max-new-tokens 48
 	$(OFFLINE) $(BIN)/spectral evaluate $(DEMO) --text recipes/demo/books.txt --max-tokens 40000 --sequence-length 512
 
 test: $(VENV)/built
