@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -49,8 +48,3 @@ def read_evidence(path: str | Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ConfigError(str(path), expected="a JSON object", found=type(record).__name__)
     return record
-
-
-def protocol_digest(protocol: dict[str, Any]) -> str:
-    """Twelve hex characters that two evidences of the same protocol share."""
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]

@@ -10,31 +10,8 @@
 #include "thresholds.h"
 
 namespace spectral::cpu {
-namespace {
 
 static_assert(leaf_experts <= lanes, "a leaf fits a block");
-
-bool fits_a_block(const BinaryTree &tree, std::size_t node) {
-    return tree.nodes[node].count <= static_cast<std::int32_t>(lanes);
-}
-
-/// Opens the largest child until there are sixteen, or only blocks.
-std::vector<std::size_t> widen(const BinaryTree &tree, std::size_t node) {
-    std::vector<std::size_t> children{node};
-    while (children.size() < lanes) {
-        auto largest = std::ranges::max_element(children, {},
-                                                [&](std::size_t c) { return tree.nodes[c].count; });
-        if (fits_a_block(tree, *largest)) {
-            break;
-        }
-        const auto pair = static_cast<std::size_t>(tree.nodes[*largest].child);
-        *largest = pair;
-        children.push_back(pair + 1);
-    }
-    return children;
-}
-
-} // namespace
 
 WideTree::WideTree(const Geometry &geometry, const Topology &topology)
     : levels_(geometry.levels), colours_(geometry.colours), budget_(0), leaves_(geometry.rank()),
@@ -42,7 +19,7 @@ WideTree::WideTree(const Geometry &geometry, const Topology &topology)
     const BinaryTree tree = read_binary_tree(geometry, topology);
     std::vector<std::size_t> queue{0};
     for (std::size_t wide = 0; wide < queue.size(); ++wide) {
-        const std::vector<std::size_t> children = widen(tree, queue[wide]);
+        const std::vector<std::size_t> children = widen(tree, queue[wide], lanes);
         values_.resize((wide + 1) * tree.rows * lanes, 0.0F);
         children_.resize((wide + 1) * lanes, 0);
         valid_.push_back(static_cast<std::uint16_t>((1U << children.size()) - 1U));
@@ -52,7 +29,7 @@ WideTree::WideTree(const Geometry &geometry, const Topology &topology)
                 values_[(wide * tree.rows + row) * lanes + lane] =
                     tree.bounds_of(children[lane])[row];
             }
-            if (fits_a_block(tree, children[lane])) {
+            if (fits_a_block(tree, children[lane], lanes)) {
                 const auto ids = std::span(tree.order)
                                      .subspan(static_cast<std::size_t>(child.begin),
                                               static_cast<std::size_t>(child.count));

@@ -13,26 +13,6 @@ namespace {
 
 constexpr std::size_t width = branching;
 
-bool fits_a_block(const BinaryTree &tree, std::size_t node) {
-    return tree.nodes[node].count <= static_cast<std::int32_t>(width);
-}
-
-/// Opens the largest child until there are 32, or only blocks.
-std::vector<std::size_t> widen(const BinaryTree &tree, std::size_t node) {
-    std::vector<std::size_t> children{node};
-    while (children.size() < width) {
-        auto largest = std::ranges::max_element(children, {},
-                                                [&](std::size_t c) { return tree.nodes[c].count; });
-        if (fits_a_block(tree, *largest)) {
-            break;
-        }
-        const auto pair = static_cast<std::size_t>(tree.nodes[*largest].child);
-        *largest = pair;
-        children.push_back(pair + 1);
-    }
-    return children;
-}
-
 std::vector<float> reach_of(const Geometry &geometry, const BinaryTree &tree) {
     const std::size_t rank = geometry.rank();
     std::vector<float> reach(rank + 1, 0.0F);
@@ -84,7 +64,7 @@ HostTree widen_tree(const Geometry &geometry, const Topology &topology) {
     std::vector<std::size_t> queue{0};
     std::vector<int> depth{1};
     for (std::size_t wide = 0; wide < queue.size(); ++wide) {
-        const std::vector<std::size_t> children = widen(tree, queue[wide]);
+        const std::vector<std::size_t> children = widen(tree, queue[wide], width);
         out.values.resize((wide + 1) * tree.rows * width, 0.0F);
         out.children.resize((wide + 1) * width, no_child);
         out.depth = std::max(out.depth, depth[wide]);
@@ -95,7 +75,7 @@ HostTree widen_tree(const Geometry &geometry, const Topology &topology) {
                     tree.bounds_of(children[lane])[row];
             }
             std::int32_t &slot = out.children[wide * width + lane];
-            if (fits_a_block(tree, children[lane])) {
+            if (fits_a_block(tree, children[lane], width)) {
                 slot = ~out.blocks.append(geometry, tree.order.data() + child.begin,
                                           static_cast<std::size_t>(child.count));
             } else {

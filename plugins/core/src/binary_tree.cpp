@@ -172,4 +172,23 @@ BinaryTree read_binary_tree(const Geometry &geometry, const Topology &topology) 
     return tree;
 }
 
+bool fits_a_block(const BinaryTree &tree, std::size_t node, std::size_t width) {
+    return tree.nodes[node].count <= static_cast<std::int32_t>(width);
+}
+
+std::vector<std::size_t> widen(const BinaryTree &tree, std::size_t node, std::size_t width) {
+    std::vector<std::size_t> children{node};
+    while (children.size() < width) {
+        auto largest = std::ranges::max_element(children, {},
+                                                [&](std::size_t c) { return tree.nodes[c].count; });
+        if (fits_a_block(tree, *largest, width)) {
+            break;
+        }
+        const auto pair = static_cast<std::size_t>(tree.nodes[*largest].child);
+        *largest = pair;
+        children.push_back(pair + 1);
+    }
+    return children;
+}
+
 } // namespace spectral

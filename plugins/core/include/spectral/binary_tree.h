@@ -34,4 +34,10 @@ struct BinaryTree {
 /// Throws UserError if the topology is not a tree over all experts.
 BinaryTree read_binary_tree(const Geometry &geometry, const Topology &topology);
 
+/// Whether the experts below a node fit one block of `width` lanes.
+bool fits_a_block(const BinaryTree &tree, std::size_t node, std::size_t width);
+
+/// The children of a wide node: opens the largest until there are `width`, or only blocks.
+std::vector<std::size_t> widen(const BinaryTree &tree, std::size_t node, std::size_t width);
+
 } // namespace spectral
