@@ -95,7 +95,7 @@ struct CpuRouter::Call {
 CpuRouter::CpuRouter(const Geometry &geometry, const Topology *topology, const RouterConfig &config)
     : hidden_(geometry.hidden), rank_(geometry.rank()), experts_(geometry.experts),
       common_(geometry.common != nullptr), choice_{config.choice, geometry.choice_bias != nullptr},
-      kernels_(kernels_for(config.simd)), executor_(shared_pool(config.threads)),
+      kernels_(kernels_for(config.simd.c_str())), executor_(shared_pool(config.threads)),
       blocks_(pack_in_order(geometry)), mean_(round_up(hidden_), 0.0F),
       directions_((rank_ + 1) * round_up(hidden_), 0.0F) {
     if (topology != nullptr) {

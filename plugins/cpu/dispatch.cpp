@@ -1,6 +1,8 @@
 // Asks the processor what it can run (cpuid, through the compiler's built-in).
 #include "dispatch.h"
 
+#include <string_view>
+
 #include "spectral/error.h"
 
 namespace spectral::cpu {
@@ -32,10 +34,10 @@ std::vector<std::string> available_simd() {
     return names;
 }
 
-const Kernels &kernels_for(const std::string &simd) {
+const Kernels &kernels_for(const char *simd) {
     std::string known = "auto";
     for (const Kernels *kernels : available()) {
-        if (simd == "auto" || simd == kernels->name) {
+        if (std::string_view(simd) == "auto" || std::string_view(simd) == kernels->name) {
             return *kernels;
         }
         known += std::string(", ") + kernels->name;

@@ -12,6 +12,7 @@ namespace spectral::cpu {
 std::vector<std::string> available_simd();
 
 /// The kernels named, or the best for "auto". Throws UserError if the processor cannot run them.
-const Kernels &kernels_for(const std::string &simd);
+/// A plain pointer: g++ 13 suspects a reference returned beside a temporary string to dangle.
+const Kernels &kernels_for(const char *simd);
 
 } // namespace spectral::cpu
