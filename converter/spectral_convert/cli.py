@@ -87,7 +87,7 @@ def _click_type(hint: Any) -> Any:
 def convert_command(as_json: bool, dry_run: bool, **settings: Any) -> None:
     """Convert MODEL, a Hub id or a folder, into a bundle."""
     if dry_run:
-        for name in ("overwrite", "load", "memory", "work"):
+        for name in ("overwrite", "load", "memory", "work", "engine", "ray_address"):
             settings.pop(name)
         _show_plan(as_json, settings)
         return

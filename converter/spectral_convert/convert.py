@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from spectral_convert.capture import capture_routing, warn_rare
 from spectral_convert.captured import LayerCapture
 from spectral_convert.card import model_card
 from spectral_convert.certify import certify_layer, require_disjoint, risk_curve
+from spectral_convert.engine import Engine, EngineName, open_engine, require_engine
 from spectral_convert.evaluate import Evaluation, evaluate_model
 from spectral_convert.families import classify_routers
 from spectral_convert.fit import fit_layer
@@ -51,6 +53,8 @@ def convert_checkpoint(
     load: Load = "auto",
     memory: float | None = None,
     work: str | Path | None = None,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
     **settings: Any,
 ) -> Conversion:
     """Converts a Mixture-of-Experts checkpoint into a spectral bundle.
@@ -66,11 +70,14 @@ def convert_checkpoint(
         load: `stream` holds one decoder layer at a time, `full` the model, `auto` the model where it clearly fits.
         memory: GiB that activations may take while streaming before they spill to the work folder.
         work: folder of finished pieces, kept; None is `OUT.work`, removed at the end. The same command continues there.
+        engine: where layers are fitted: `local`, or `ray` for tasks on a Ray cluster, with the same result.
+        ray_address: of the cluster's head; None takes RAY_ADDRESS, or the cluster of this machine.
         **settings: the fields of `Recipe`.
 
     Raises:
         UserError: bad settings, text, checkpoint or target folder.
     """
+    require_engine(engine)
     resolved = resolve(recipe, {"model": model or None, **settings})
     target = check_target(Path(out), overwrite=overwrite)
     hub = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
@@ -83,12 +90,10 @@ def convert_checkpoint(
     budget_activations(network, texts, memory, folder)
     captures = pieces.capture(sites, lambda: capture_routing(network, sites, texts))
     warn_rare(captures, resolved.alpha)
-    layers = [
-        _convert_layer(pieces, capture, rule, texts["certify"])
-        for capture, rule in tqdm(
-            list(zip(captures, rules, strict=True)), desc="fit layers", disable=None, leave=False
-        )
-    ]
+    with open_engine(engine, address=ray_address, device=resolved.device) as fits:
+        convert = functools.partial(_convert_layer, pieces, fits, texts["certify"])
+        done = fits.map(convert, captures, rules)
+        layers = list(tqdm(done, total=len(captures), desc="fit layers", disable=None, leave=False))
     splits = {name: text.split for name, text in texts.items()}
     bundle = assemble_bundle(resolved, network, layers, splits, target)
     evaluation = _evaluate(pieces, network, bundle, texts["evaluate"])
@@ -110,17 +115,20 @@ def _texts(recipe: Recipe, tokenizer: Any) -> dict[str, TextSet]:
     return texts
 
 
-def _convert_layer(pieces: Pieces, capture: LayerCapture, rule: GateRule, certify: TextSet) -> ConvertedLayer:
+def _convert_layer(
+    pieces: Pieces, fits: Engine, certify: TextSet, capture: LayerCapture, rule: GateRule
+) -> ConvertedLayer:
     recipe, site = pieces.recipe, capture.site
-
-    def make() -> Fitted:
-        fit = fit_layer(capture, rule, levels=recipe.levels, colour=recipe.colour)
-        curve = risk_curve(site, rule, fit.geometry, capture.certify)
-        return fit.geometry, fit.explained, build_tree(site, fit.geometry), curve
-
-    geometry, explained, bvh, curve = pieces.fit(site, rule, make)
+    geometry, explained, bvh, curve = pieces.fit(site, rule, lambda: fits.call(_fit, capture, rule, recipe))
     certificate = certify_layer(curve, certify.split, alpha=recipe.alpha, top_k=rule.top_k)
     return ConvertedLayer(site, rule, geometry, explained, bvh, curve, certificate)
+
+
+def _fit(capture: LayerCapture, rule: GateRule, recipe: Recipe) -> Fitted:
+    """All that a layer needs of its own capture; may run on another machine."""
+    fit = fit_layer(capture, rule, levels=recipe.levels, colour=recipe.colour)
+    curve = risk_curve(capture.site, rule, fit.geometry, capture.certify)
+    return fit.geometry, fit.explained, build_tree(capture.site, fit.geometry), curve
 
 
 def _evaluate(pieces: Pieces, network: Any, bundle: Bundle, text: TextSet) -> Evaluation:

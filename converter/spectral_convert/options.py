@@ -70,6 +70,14 @@ def size_options(command: Command) -> Command:
         click.option(
             "--work", type=click.Path(), help="Keep finished pieces here.  [default: OUT.work, until the end]"
         ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="ray: fit layers as tasks of a Ray cluster; the same result.",
+        ),
+        click.option("--ray-address", help="Head of the cluster.  [default: RAY_ADDRESS, or this machine's]"),
     )
     for option in reversed(options):
         command = option(command)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 
 class SpectralError(Exception):
     """Base of all errors this project raises on purpose.
@@ -19,6 +22,11 @@ class SpectralError(Exception):
         detail = ", ".join(part for part in parts if part)
         message = f"{where}: {detail}" if detail else where
         super().__init__(f"{message} — {remedy}" if remedy else message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles by its parts, so that an error of another process keeps them."""
+        parts = {"expected": self.expected, "found": self.found, "remedy": self.remedy}
+        return functools.partial(type(self), self.where, **parts), ()
 
 
 class UserError(SpectralError):
