@@ -14,6 +14,7 @@ using Context = void *;        ///< CUcontext
 using Module = void *;         ///< CUmodule
 using Function = void *;       ///< CUfunction
 using Stream = void *;         ///< CUstream, the caller's
+using Event = void *;          ///< CUevent
 
 /// CUlaunchAttribute: 64 bytes of value behind an identifier.
 struct LaunchAttribute {
@@ -67,6 +68,9 @@ inline constexpr int function_non_portable_cluster = 14;
          Result(Address, const void *, std::size_t, Stream))                                       \
     LOAD(stream_synchronize, "cuStreamSynchronize", Result(Stream))                                \
     LOAD(stream_capturing, "cuStreamIsCapturing", Result(Stream, int *))                           \
+    LOAD(stream_wait, "cuStreamWaitEvent", Result(Stream, Event, unsigned))                        \
+    LOAD(event_create, "cuEventCreate", Result(Event *, unsigned))                                 \
+    LOAD(event_record, "cuEventRecord", Result(Event, Stream))                                     \
     LOAD(error_name, "cuGetErrorName", Result(Result, const char **))                              \
     LOAD(error_string, "cuGetErrorString", Result(Result, const char **))
 

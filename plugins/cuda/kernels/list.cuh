@@ -3,45 +3,19 @@
 
 #include <cstdint>
 
-#include "params.h"
+#include "keys.cuh"
 
 namespace spectral::cuda {
 
-using Key = unsigned long long; ///< ordered score in the high word, complement of the id in the low
-
-inline constexpr unsigned nan_order = 1U; ///< NaN ranks after everything, -inf included
 inline constexpr unsigned all_lanes = 0xFFFFFFFFU;
-
-/// Unsigned numbers in the order of the floats; zero is left for "nothing".
-__device__ inline unsigned ordered(float value) {
-    if (value != value) {
-        return nan_order;
-    }
-    const unsigned bits = __float_as_uint(value + 0.0F); // -0 becomes +0: they tie
-    return (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
-}
-
-__device__ inline float unordered(unsigned order) {
-    if (order <= nan_order) {
-        return __uint_as_float(0x7FC00000U);
-    }
-    return __uint_as_float((order >> 31) != 0 ? order & 0x7FFFFFFFU : ~order);
-}
-
-__device__ inline Key key_of(unsigned order, int id) {
-    return static_cast<Key>(order) << 32 | (0xFFFFFFFFU - static_cast<unsigned>(id));
-}
-
-__device__ inline int id_of(Key key) {
-    return static_cast<int>(0xFFFFFFFFU - static_cast<unsigned>(key));
-}
-
-__device__ inline unsigned order_of(Key key) {
-    return static_cast<unsigned>(key >> 32);
-}
 
 __device__ inline int lane_id() {
     return static_cast<int>(threadIdx.x) & 31;
+}
+
+/// A softmax is ranked by its logits; out of line, for the kernels' sake.
+__device__ __noinline__ float transform(int score, float x) {
+    return family_score(score, x);
 }
 
 /// The largest order of the warp, its smallest id first; zero when nothing is left.
@@ -152,18 +126,6 @@ struct List {
         mine = lane < place ? mine : (lane == place ? key : above);
     }
 };
-
-/// The family's score of one logit; a softmax is ranked by its logits.
-__device__ __noinline__ float transform(int score, float x) {
-    if (score == score_sigmoid) {
-        const float e = expf(-fabsf(x));
-        return x != x ? x : (x > 0.0F ? 1.0F : e) / (1.0F + e);
-    }
-    if (score == score_sqrtsoftplus) {
-        return x != x ? x : sqrtf(fmaxf(x, 0.0F) + log1pf(expf(-fabsf(x))));
-    }
-    return x;
-}
 
 __device__ inline float warp_sum(float value) {
 #pragma unroll
