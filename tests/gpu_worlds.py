@@ -66,3 +66,16 @@ def assert_same_candidates(
     assert (np.abs(own - best) <= slack).all(), f"largest difference {np.abs(own - best).max()}"
     assert (np.abs(own - scores) <= slack).all(), f"scores differ by {np.abs(own - scores).max()}"
     assert (np.diff(np.sort(ids, axis=1), axis=1) > 0).all(), "an expert came back twice"
+
+
+def assert_same_list(choice: Floats, found: tuple[Ints, Floats]) -> None:
+    """Ids and scores are the best of choice scores [T, E], up to rounding at the boundary; none comes twice."""
+    ids, scores = found
+    best = reference.best(choice, ids.shape[1])[1]
+    own = np.take_along_axis(choice, ids.astype(np.int64), axis=1)
+    finite = np.where(np.isfinite(choice), np.abs(choice), 0.0).max(axis=1, keepdims=True)
+    slack = TOLERANCE * np.maximum(finite, 1e-30)
+    with np.errstate(invalid="ignore"):
+        assert ((own == best) | (np.abs(own - best) <= slack)).all(), "an expert is missing"
+        assert ((own == scores) | (np.abs(own - scores) <= slack)).all(), "a score is wrong"
+    assert (np.diff(np.sort(ids, axis=1), axis=1) > 0).all(), "an expert came back twice"

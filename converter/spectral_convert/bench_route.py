@@ -13,12 +13,15 @@ import torch
 from spectral_convert import route_arms
 from spectral_convert.device_timing import BUFFERS, Arm, ceilings, measure
 from spectral_convert.route_arms import HIDDEN, Planted, Route, hidden_states, plant
-from spectral_runtime import cuda
+from spectral_runtime import cuda, optix
 from spectral_runtime.errors import BackendUnavailable
 
 EXPERTS = (64, 128, 256, 384, 512, 896, 4096, 65_536, 1_048_576)
 BATCHES = (1, 8, 32, 256, 1024, 4096, 65_536)
 LEVELS = (1, 4)
+OPTIX, KD_TREE = "ours: OptiX spheres", "cupy kd-tree"
+EAGER_ONLY = (OPTIX, KD_TREE)
+"""Arms that a CUDA graph cannot hold."""
 LARGEST_LOGITS = 1 << 30
 """Elements of a [T, E] matrix that the dense arms may make."""
 
@@ -78,8 +81,17 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
+        "rtcore_version": _rtcore_version(),
         "ceilings": ceilings(),
     }
+
+
+def _rtcore_version() -> int | None:
+    """OptiX's RTCORE_VERSION: 0 where rays are traversed in software; None without OptiX."""
+    if optix.unavailable() is not None:
+        return None
+    version: int = route_arms.optix_router(plant(64, 1)).facts["rtcore_version"]
+    return version
 
 
 @torch.inference_mode()
@@ -90,7 +102,7 @@ def _cell(
     routes = dict(_routes(planted, batch, peers=peers, compiled=compiled))
     truth = _truth(planted, inputs[0])
     arms = {
-        name: Arm(_call(route, inputs), capturable=name != "cupy kd-tree") for name, route in routes.items()
+        name: Arm(_call(route, inputs), capturable=name not in EAGER_ONLY) for name, route in routes.items()
     }
     recalls = {name: _recall(planted, truth, inputs[0], route) for name, route in routes.items()}
     rows = {}
@@ -114,6 +126,8 @@ def _routes(planted: Planted, batch: int, *, peers: bool, compiled: bool) -> Ite
         yield "ours: geometric scan", route_arms.geometric(planted, "scan")
     if planted.experts >= 512:
         yield "ours: geometric tree", route_arms.geometric(planted, "search")
+    if optix.unavailable() is None:
+        yield OPTIX, route_arms.optix_spheres(planted)
     if not peers:
         return
     if planted.experts <= cuda.MAX_ROW:
@@ -131,7 +145,7 @@ def _routes(planted: Planted, batch: int, *, peers: bool, compiled: bool) -> Ite
     yield "product keys", route_arms.product_keys(planted)
     tree = route_arms.cupy_tree(planted) if planted.experts >= 4096 else None
     if tree is not None:
-        yield "cupy kd-tree", tree
+        yield KD_TREE, tree
 
 
 def _truth(planted: Planted, x: torch.Tensor) -> torch.Tensor:

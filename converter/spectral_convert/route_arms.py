@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from spectral_runtime import cuda
+from spectral_runtime import cuda, optix
 from spectral_runtime.attaching import operators
 from spectral_runtime.bvh import build_bvh
 from spectral_runtime.gate import GateRule
@@ -193,6 +193,27 @@ def geometric(
                 x.data_ptr(), HIDDEN, len(x), 2, rule.top_k, ids.data_ptr(), False, 0, weights.data_ptr(), method, 0, 0,
                 0, operators.stream_of(x), splits,
             )  # fmt: skip
+        return ids, weights
+
+    return route
+
+
+def optix_router(planted: Planted) -> Any:
+    """The native router of the next arm."""
+    return optix.native_router(planted.geometry, planted.rule, None, None)
+
+
+def optix_spheres(planted: Planted, *, native: Any = None) -> Route:
+    """Rays among the spheres of level 1, the other levels scored on the way; not capturable."""
+    rule, router = planted.rule, native or optix_router(planted)
+
+    def route(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.empty(len(x), rule.top_k, dtype=torch.int32, device="cuda")
+        weights = torch.empty(len(x), rule.top_k, device="cuda")
+        router.candidates(
+            x.data_ptr(), HIDDEN, len(x), 2, rule.top_k, ids.data_ptr(), False, 0, weights.data_ptr(), 0,
+            operators.stream_of(x),
+        )  # fmt: skip
         return ids, weights
 
     return route

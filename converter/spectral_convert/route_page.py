@@ -43,8 +43,16 @@ def _facts(data: dict[str, Any]) -> list[str]:
         f"{machine['gpu']}, torch {machine['torch']}, D = {data['hidden']}, K = {data['top_k']}, bf16, planted gates.",
         f"Measured ceilings: copy {best['copy_bytes_per_s'] / 1e12:.2f} TB/s, bf16 product "
         f"{best['bf16_flop_per_s'] / 1e12:.0f} TFLOP/s, one small kernel in a graph {best['launch_s'] * 1e6:.1f} us.",
+        _rays(machine.get("rtcore_version")),
         data.get("protocol", ""),
     ]
+
+
+def _rays(version: int | None) -> str:
+    if version is None:
+        return "OptiX was not run."
+    told = "no ray-tracing cores, so OptiX traverses in software" if version == 0 else "ray-tracing cores"
+    return f"RTCORE_VERSION {version}: {told}. OptiX cannot be captured into a graph: eager figures only."
 
 
 def floor_us(data: dict[str, Any], experts: int, batch: int) -> float:

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, m) {
     spectral::bindings::bind_bvh(m);
     spectral::bindings::bind_router(m);
     spectral::bindings::bind_cuda(m);
+    spectral::bindings::bind_optix(m);
 }

@@ -174,3 +174,43 @@ class CudaRouter:
     def has_tree(self) -> bool: ...
     @property
     def device(self) -> int: ...
+
+# bind_optix.cpp
+
+def optix_absent() -> str: ...
+
+class OptixRouter:
+    def __init__(
+        self,
+        device: int,
+        rule: dict[str, float],
+        mean: Floats,  # [D]
+        projection: Floats,  # [R, D]
+        centres: Floats,  # [L, E, 3]
+        colour: Floats,  # [E, S]
+        beta: Floats,  # [E]
+        *,
+        common: Floats | None = None,  # [D]
+        choice_bias: Floats | None = None,  # [E]
+        first: Ints | None = None,  # [N]
+        count: Ints | None = None,  # [N]
+        experts: Ints | None = None,  # [E]
+    ) -> None: ...
+    def candidates(  # whether rays were traced; not inside a capture
+        self,
+        x: int,  # [T, D]
+        stride: int,
+        tokens: int,
+        x_dtype: int,
+        count: int,
+        ids: int,  # [T, C]
+        wide: bool,
+        scores: int,  # float32 [T, C] or 0
+        weights: int,  # float32 [T, C] or 0
+        work: int,  # int32 [T, 2] or 0
+        stream: int,
+    ) -> bool: ...
+    def route(self, hidden: Floats, count: int) -> tuple[Ints, Floats, Ints]: ...  # [T, C], [T, C], [T, 2]
+    def scores(self, hidden: Floats) -> Floats: ...  # [T, D] -> [T, E]
+    @property
+    def facts(self) -> dict[str, int]: ...

@@ -74,6 +74,22 @@ def rule_numbers(rule: GateRule, round_to: str = "float32") -> dict[str, float]:
     }
 
 
+def arrays_of(geometry: Geometry) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """The arrays that native GPU routers take by position."""
+    return geometry.mean, geometry.projection, geometry.centres, geometry.colour, geometry.beta
+
+
+def options_of(geometry: Geometry, bvh: Bvh | None, choice_bias: Floats | None) -> dict[str, Any]:
+    """The arrays that they take by name, each optional."""
+    return {
+        "common": geometry.common,
+        "choice_bias": choice_bias,
+        "first": bvh.first if bvh else None,
+        "count": bvh.count if bvh else None,
+        "experts": bvh.experts if bvh else None,
+    }
+
+
 def native_router(
     geometry: Geometry,
     rule: GateRule,
@@ -86,20 +102,8 @@ def native_router(
     """`_native.CudaRouter` with the layer's arrays on a device; exact logits are rounded to `round_to`."""
     if _native is None:
         raise InternalError("cuda", found="no native core", remedy="ask unavailable() first")
-    return _native.CudaRouter(
-        device,
-        rule_numbers(rule, round_to),
-        geometry.mean,
-        geometry.projection,
-        geometry.centres,
-        geometry.colour,
-        geometry.beta,
-        common=geometry.common,
-        choice_bias=choice_bias,
-        first=bvh.first if bvh else None,
-        count=bvh.count if bvh else None,
-        experts=bvh.experts if bvh else None,
-    )
+    numbers = rule_numbers(rule, round_to)
+    return _native.CudaRouter(device, numbers, *arrays_of(geometry), **options_of(geometry, bvh, choice_bias))
 
 
 def native_gate(*arguments: Any) -> Any:
@@ -123,7 +127,14 @@ class Engine:
     ) -> None:
         del threads
         self.geometry, self.rule, self.choice_bias = geometry, rule, choice_bias
-        self.native = native_router(geometry, rule, bvh, choice_bias)
+        self.native = self._make(bvh)
+
+    def _make(self, bvh: Bvh | None) -> Any:
+        return native_router(self.geometry, self.rule, bvh, self.choice_bias)
+
+    def _route(self, hidden: Floats, count: int) -> tuple[Ints, Floats]:
+        ids, scores = self.native.route(hidden, count)
+        return ids, scores
 
     def scores(self, hidden: Floats) -> Floats:
         """Approximate logits float32 [T, E] of hidden states float32 [T, D]."""
@@ -133,8 +144,7 @@ class Engine:
     def candidates(self, hidden: Floats, count: int) -> tuple[Ints, Floats]:
         """Ids int32 [T, C] and choice scores float32 [T, C] of hidden states float32 [T, D]."""
         if count <= MAX_CANDIDATES:
-            ids, scores = self.native.route(hidden, count)
-            return ids, scores
+            return self._route(hidden, count)
         logits = self.scores(hidden)  # more than a warp can list: the host sorts
         if self.geometry.common is not None:
             logits = np.asarray(logits - ((hidden - self.geometry.mean) @ self.geometry.common)[:, None])

@@ -1,0 +1,192 @@
+// Makes the pipeline of a context from the embedded programs, and launches it.
+#include "ray_device.h"
+
+#include <array>
+#include <cstring>
+#include <map>
+#include <string_view>
+
+#include "spectral/error.h"
+
+#if defined(SPECTRAL_OPTIX_PROGRAMS)
+extern const unsigned char spectral_rays_ptx[];
+extern const std::size_t spectral_rays_ptx_size;
+extern const unsigned char spectral_project_fatbin[];
+#endif
+
+namespace spectral::optix {
+namespace {
+
+/// Rays of one optixLaunch; the limit is about 2^30.
+constexpr std::uint32_t most_rays = 1U << 28;
+inline constexpr unsigned event_without_timing = 2;
+
+#if defined(SPECTRAL_OPTIX_PROGRAMS)
+std::string_view programs() {
+    return {reinterpret_cast<const char *>(spectral_rays_ptx), spectral_rays_ptx_size};
+}
+const void *project_image() {
+    return spectral_project_fatbin;
+}
+#else
+std::string_view programs() {
+    return {};
+}
+const void *project_image() {
+    return nullptr;
+}
+#endif
+
+/// A buffer for what OptiX's compiler says.
+struct CompilerLog {
+    std::array<char, 4096> text{};
+    std::size_t size = text.size();
+    [[nodiscard]] std::string read() const { return text.data(); }
+};
+
+abi::PipelineOptions pipeline_options() {
+    abi::PipelineOptions options{};
+    options.graph_flags = abi::allow_single_structure;
+    options.payload_values = 2;
+    options.attribute_values = 2; // the least allowed
+    options.params_name = "params";
+    options.primitive_types = abi::custom_primitives;
+    return options;
+}
+
+abi::GroupDescription single_group(int kind, abi::Module module, const char *entry) {
+    abi::GroupDescription description{};
+    description.kind = kind;
+    description.single = {module, entry};
+    return description;
+}
+
+} // namespace
+
+std::string rays_absent() {
+#if defined(SPECTRAL_OPTIX_PROGRAMS)
+    return optix_absent();
+#else
+    return "this build has no ray programs (nvcc was not found when it was compiled)";
+#endif
+}
+
+bool is_capturing(cuda::Stream stream) {
+    int status = 0;
+    cuda::check(cuda::driver().stream_capturing(stream, &status), "cuStreamIsCapturing");
+    return status != 0;
+}
+
+RayDevice &RayDevice::of(cuda::Context context) {
+    static std::mutex mutex;
+    static std::map<cuda::Context, RayDevice *> devices;
+    const std::scoped_lock lock(mutex);
+    RayDevice *&device = devices[context];
+    if (device == nullptr) {
+        device = new RayDevice(context);
+    }
+    return *device;
+}
+
+RayDevice::RayDevice(cuda::Context context) {
+    const OptixApi &api = optix();
+    const abi::ContextOptions options{};
+    check_optix(api.context_create(context, &options, &context_), "optixDeviceContextCreate");
+    // Its disk cache is one file for all users of a machine, in a folder that may be read-only.
+    check_optix(api.cache_enabled(context_, 0), "optixDeviceContextSetCacheEnabled");
+    check_optix(api.context_property(context_, abi::property_rtcore_version, &rtcore_version_,
+                                     sizeof(rtcore_version_)),
+                "optixDeviceContextGetProperty");
+    make_pipeline();
+    cuda::Module module = nullptr;
+    cuda::check(cuda::driver().module_load(&module, project_image()), "cuModuleLoadData");
+    cuda::check(cuda::driver().module_function(&project_, module, "spectral_project"),
+                "cuModuleGetFunction");
+    cuda::check(cuda::driver().event_create(&done_, event_without_timing), "cuEventCreate");
+    params_ = cuda::DeviceBuffer(sizeof(SearchParams));
+}
+
+void RayDevice::make_pipeline() {
+    const OptixApi &api = optix();
+    const abi::PipelineOptions options = pipeline_options();
+    const abi::ModuleOptions module_options{};
+    CompilerLog log;
+    abi::Module module = nullptr;
+    check_optix(api.module_create(context_, &module_options, &options, programs().data(),
+                                  programs().size(), log.text.data(), &log.size, &module),
+                "optixModuleCreate", log.read());
+    std::array<abi::GroupDescription, 3> descriptions{
+        single_group(abi::raygen_group, module, "__raygen__route"),
+        single_group(abi::miss_group, module, "__miss__nothing"),
+        single_group(abi::hit_group, nullptr, nullptr)};
+    descriptions[2].hit = {};
+    descriptions[2].hit.intersection = {module, "__intersection__sphere"};
+    std::array<abi::ProgramGroup, 3> groups{};
+    const abi::GroupOptions group_options{};
+    log = {};
+    check_optix(api.group_create(context_, descriptions.data(), 3, &group_options, log.text.data(),
+                                 &log.size, groups.data()),
+                "optixProgramGroupCreate", log.read());
+    const abi::LinkOptions link{1};
+    log = {};
+    check_optix(api.pipeline_create(context_, &options, &link, groups.data(), 3, log.text.data(),
+                                    &log.size, &pipeline_),
+                "optixPipelineCreate", log.read());
+    make_table(groups.data());
+}
+
+/// Three records that hold a header and nothing else.
+void RayDevice::make_table(const abi::ProgramGroup *groups) {
+    alignas(abi::record_alignment) std::array<char, 3 * abi::record_header> records{};
+    for (std::size_t i = 0; i < 3; ++i) {
+        check_optix(optix().pack_header(groups[i], records.data() + i * abi::record_header),
+                    "optixSbtRecordPackHeader");
+    }
+    records_ = cuda::DeviceBuffer(records.data(), records.size());
+    table_.raygen = records_.address();
+    table_.miss = records_.address() + abi::record_header;
+    table_.hit = records_.address() + 2 * abi::record_header;
+    table_.miss_stride = table_.hit_stride = abi::record_header;
+    table_.miss_count = table_.hit_count = 1;
+}
+
+void RayDevice::wait_for_previous(cuda::Stream stream) {
+    if (launched_ && stream != last_stream_) {
+        cuda::check(cuda::driver().stream_wait(stream, done_, 0), "cuStreamWaitEvent");
+    }
+}
+
+void RayDevice::launch(ProjectArguments project, SearchParams params, cuda::Stream stream) {
+    if (project.tokens == 0) {
+        return;
+    }
+    if (static_cast<std::uint32_t>(project.tokens) > most_rays) {
+        throw UserError("tokens", "at most 2^28 a call", std::to_string(project.tokens));
+    }
+    const std::scoped_lock lock(mutex_);
+    wait_for_previous(stream);
+    points_.reserve(static_cast<std::size_t>(project.tokens) *
+                    static_cast<std::size_t>(project.rank) * sizeof(float));
+    project.points = reinterpret_cast<float *>(points_.address());
+    params.points = project.points;
+    cuda::LaunchConfig config{};
+    config.grid[0] =
+        static_cast<std::uint32_t>((project.tokens + project_warps - 1) / project_warps);
+    config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
+    config.block[0] = project_warps * 32;
+    config.stream = stream;
+    void *arguments[] = {&project};
+    cuda::check(cuda::driver().launch(&config, project_, static_cast<void **>(arguments), nullptr),
+                "cuLaunchKernelEx");
+    // From pageable memory: the driver has copied the block when this returns.
+    cuda::check(cuda::driver().to_device_async(params_.address(), &params, sizeof(params), stream),
+                "cuMemcpyHtoDAsync");
+    check_optix(optix().launch(pipeline_, stream, params_.address(), sizeof(params), &table_,
+                               static_cast<unsigned>(project.tokens), 1, 1),
+                "optixLaunch");
+    cuda::check(cuda::driver().event_record(done_, stream), "cuEventRecord");
+    last_stream_ = stream;
+    launched_ = true;
+}
+
+} // namespace spectral::optix
