@@ -12,7 +12,7 @@ import numpy as np
 
 import spectral_runtime
 from spectral_convert.recipe import Recipe
-from spectral_convert.risk import RiskCurve
+from spectral_convert.risk import MarginCurve, RiskCurve
 from spectral_runtime.attaching.discovery import RouterSite, router_sha256
 from spectral_runtime.bundle import Bundle, LayerTensors
 from spectral_runtime.bundle.manifest import (
@@ -43,6 +43,7 @@ class ConvertedLayer:
     explained: tuple[float, ...]
     bvh: Bvh
     curve: RiskCurve
+    margins: MarginCurve
     certificate: Certificate
 
 
@@ -76,7 +77,7 @@ def base_model(recipe: Recipe, model: Any, entries: Sequence[LayerEntry]) -> Bas
 
 
 def _layer_tensors(recipe: Recipe, layer: ConvertedLayer) -> LayerTensors:
-    mode, count = choose_mode(recipe, layer)
+    mode, count, margin = choose_mode(recipe, layer)
     site, dense = layer.site, mode == "dense"
     rows = recipe.gate_rows and not dense
     entry = LayerEntry(
@@ -88,6 +89,7 @@ def _layer_tensors(recipe: Recipe, layer: ConvertedLayer) -> LayerTensors:
         levels=0 if dense else layer.geometry.levels,
         colour=0 if dense else layer.geometry.colours,
         candidates=count,
+        margin=margin,
         nodes=0 if dense else layer.bvh.nodes,
         centred=not dense and layer.geometry.common is not None,
         gate_rows=rows,
@@ -113,20 +115,36 @@ def _float(tensor: Any) -> np.ndarray | None:
     )
 
 
-def choose_mode(recipe: Recipe, layer: ConvertedLayer) -> tuple[Mode, int]:
-    """Mode and C of one layer: what the recipe says, or for `auto` what the certificate allows.
+def choose_mode(recipe: Recipe, layer: ConvertedLayer) -> tuple[Mode, int, float | None]:
+    """Mode, C and margin of one layer: what the recipe says, or for `auto` what the certificate allows.
 
     Raises:
         ConfigError: when the recipe's candidates do not fit the layer.
     """
     experts, top_k = layer.rule.experts, layer.rule.top_k
-    count = recipe.candidates or layer.certificate.candidates
     if recipe.candidates is not None and not top_k <= recipe.candidates <= experts:
         where = f"recipe.candidates ({layer.site.path})"
         raise ConfigError(where, expected=f"{top_k} (K) to {experts} (E)", found=str(recipe.candidates))
+    count, margin, mean = _candidate_sets(recipe, layer)
     if recipe.mode == "auto":
-        return ("dense", 0) if count > DENSE_ABOVE * experts else ("prefilter", count)
-    return recipe.mode, count if recipe.mode == "prefilter" else 0
+        return ("dense", 0, None) if mean > DENSE_ABOVE * experts else ("prefilter", count, margin)
+    return (recipe.mode, count, margin) if recipe.mode == "prefilter" else (recipe.mode, 0, None)
+
+
+def _candidate_sets(recipe: Recipe, layer: ConvertedLayer) -> tuple[int, float | None, float]:
+    """C, margin and mean size: what is asked, else what is certified."""
+    certificate = layer.certificate
+    if recipe.candidates is None:
+        mean = certificate.mean_candidates
+        return certificate.candidates, certificate.margin, mean or float(certificate.candidates)
+    if not recipe.adaptive:
+        return recipe.candidates, None, float(recipe.candidates)
+    curve = layer.margins
+    at = int(np.searchsorted(curve.sizes, recipe.candidates, side="right")) - 1
+    # Sets of one size stay where margins gain nothing.
+    if at < 0 or curve.missed[at] >= layer.curve.missed[recipe.candidates]:
+        return recipe.candidates, None, float(recipe.candidates)
+    return curve.cap, float(curve.margins[at]), float(curve.sizes[at])
 
 
 def tool_versions() -> dict[str, str]:
@@ -160,6 +178,14 @@ def fit_evidence(layers: Sequence[ConvertedLayer]) -> list[dict[str, Any]]:
             "certify_tokens": layer.curve.tokens,
             "recall_at_candidates": (1.0 - layer.curve.lost).round(6).tolist(),
             "missed_mass_at_candidates": layer.curve.missed.round(6).tolist(),
+            "adaptive": _margin_evidence(layer.margins),
         }
         for layer in layers
     ]
+
+
+def _margin_evidence(curve: MarginCurve) -> dict[str, Any]:
+    """Every 32nd margin: its mean set size and missed weight."""
+    rows = slice(None, None, 32)
+    columns = {"margin": curve.margins, "mean_size": curve.sizes, "missed_mass": curve.missed}
+    return {"cap": curve.cap} | {name: values[rows].round(6).tolist() for name, values in columns.items()}

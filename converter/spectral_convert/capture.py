@@ -17,15 +17,19 @@ from spectral_convert.stream.spill import spill
 from spectral_convert.text import TextSet
 from spectral_runtime.attaching.discovery import RouterSite
 
+SAMPLE = 131_072
+"""Tokens of the fit split kept for refinement, evenly taken."""
 SHOWN = 8
 """Experts named in one warning."""
 logger = logging.getLogger(__name__)
 
 
 def capture_routing(
-    model: Any, sites: Sequence[RouterSite], splits: dict[str, TextSet]
+    model: Any, sites: Sequence[RouterSite], splits: dict[str, TextSet], *, sample: bool = False
 ) -> tuple[LayerCapture, ...]:
     """Moments over the fit split and router inputs of the certify split, for every router; both in one pass.
+
+    With `sample`, router inputs of up to `SAMPLE` tokens of the fit split too.
 
     Raises:
         ModelError: when a hidden state is not finite, or a router was bypassed.
@@ -33,6 +37,8 @@ def capture_routing(
     moments = [Moments.zero(site.weight.shape[1], site.weight.shape[0]) for site in sites]
     weights = [_float_gate(site) for site in sites]
     stored: list[list[torch.Tensor]] = [[] for _ in sites]
+    samples: list[list[torch.Tensor]] = [[] for _ in sites]
+    step = max(1, math.ceil(splits["fit"].split.tokens / SAMPLE))
     keep = _keeper(model)
     fit, certify = (list(batches(splits[name].windows)) for name in ("fit", "certify"))
     fitted = {id(batch) for batch in fit}
@@ -40,6 +46,9 @@ def capture_routing(
 
     def record(layer: int, hidden: torch.Tensor, route: Any) -> None:
         if id(running[0]) in fitted:
+            if sample:
+                first = -moments[layer].tokens % step
+                samples[layer].append(keep(hidden[first::step].bfloat16().cpu()))
             _accumulate(moments[layer], hidden.float(), route[1], *weights[layer])
         else:
             stored[layer].append(keep(hidden.cpu()))
@@ -50,8 +59,17 @@ def capture_routing(
     windows = (*splits["fit"].windows, *splits["certify"].windows)
     for _ in watch_routers(model, sites, windows, "capture", record, todo=[*fit, *certify], before=start):
         pass
-    joined = (keep(torch.cat(parts)) for parts in stored)
-    return tuple(LayerCapture(*parts) for parts in zip(sites, moments, joined, strict=True))
+    kept = [
+        [keep(_joined(parts, site)) for parts, site in zip(s, sites, strict=True)] for s in (stored, samples)
+    ]
+    return tuple(LayerCapture(*parts) for parts in zip(sites, moments, *kept, strict=True))
+
+
+def _joined(parts: list[torch.Tensor], site: RouterSite) -> torch.Tensor:
+    """All parts as one; they are let go."""
+    whole = torch.cat(parts) if parts else torch.zeros(0, site.weight.shape[1], dtype=torch.bfloat16)
+    parts.clear()
+    return whole
 
 
 def _keeper(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -40,3 +40,5 @@ class LayerCapture:
     moments: Moments
     certify: torch.Tensor
     """[T, D], router inputs of the certify split, in the model's dtype."""
+    sample: torch.Tensor
+    """[T', D] bfloat16, router inputs of some of the fit split's tokens, for refinement; empty where none is asked."""

@@ -85,7 +85,7 @@ def _line(cells: Any) -> str:
 def _row(entry: LayerEntry, quality: dict[str, Any]) -> str:
     certified = entry.certificate.candidates if entry.certificate else "-"
     shares = [f"{quality[key]:.4f}" if key in quality else "-" for key in ("recall", "kept_mass")]
-    candidates = entry.candidates or ("none" if entry.mode == "geometric" else "all")
+    candidates = _sets(entry)
     return _line(
         [
             entry.path,
@@ -98,6 +98,16 @@ def _row(entry: LayerEntry, quality: dict[str, Any]) -> str:
             *shares,
         ]
     )
+
+
+def _sets(entry: LayerEntry) -> str:
+    """How many experts' exact logits a token uses."""
+    certificate = entry.certificate
+    if entry.margin is not None:
+        certified = certificate is not None and certificate.margin == entry.margin
+        mean = f"{certificate.mean_candidates:.1f} on average, " if certificate and certified else ""
+        return f"adaptive: {mean}at most {entry.candidates}"
+    return str(entry.candidates or ("none" if entry.mode == "geometric" else "all"))
 
 
 def _certificate(manifest: Manifest) -> str:

@@ -60,6 +60,8 @@ def recipe_options(command: Command) -> Command:
             shown = "" if field.default in (None, False) else f"  [default: {field.default}]"
             kind = _click_type(hints[field.name])
             option = {"is_flag": True, "default": None} if kind is bool else {"type": kind, "default": None}
+            if field.default is True:
+                flag, shown = f"{flag}/--no-{flag[2:]}", "  [default: on]"
             command = click.option(flag, help=text[0].upper() + text[1:] + "." + shown, **option)(command)
     return command
 

@@ -16,11 +16,11 @@ from spectral_convert.assemble import ConvertedLayer, assemble_bundle, fit_evide
 from spectral_convert.capture import capture_routing, warn_rare
 from spectral_convert.captured import LayerCapture
 from spectral_convert.card import model_card
-from spectral_convert.certify import certify_layer, require_disjoint, risk_curve
+from spectral_convert.certify import certify_layer, certify_margin, margin_curve, require_disjoint, risk_curve
 from spectral_convert.engine import Engine, EngineName, open_engine, require_engine
 from spectral_convert.evaluate import Evaluation, evaluate_model
 from spectral_convert.families import classify_routers
-from spectral_convert.fit import fit_layer
+from spectral_convert.fit import Aim, fit_layer, refine_fit
 from spectral_convert.opening import Load, budget_activations, open_model
 from spectral_convert.recipe import Recipe, resolve
 from spectral_convert.resume import Fitted, Pieces, base_digest
@@ -88,7 +88,7 @@ def convert_checkpoint(
     folder = Path(work) if work is not None else target.with_name(f"{target.name}.work")
     pieces = Pieces(WorkDir(folder), resolved, base_digest(network, resolved.model), texts)
     budget_activations(network, texts, memory, folder)
-    captures = pieces.capture(sites, lambda: capture_routing(network, sites, texts))
+    captures = pieces.capture(sites, lambda: capture_routing(network, sites, texts, sample=resolved.trains))
     warn_rare(captures, resolved.alpha)
     with open_engine(engine, address=ray_address, device=resolved.device) as fits:
         convert = functools.partial(_convert_layer, pieces, fits, texts["certify"])
@@ -119,16 +119,25 @@ def _convert_layer(
     pieces: Pieces, fits: Engine, certify: TextSet, capture: LayerCapture, rule: GateRule
 ) -> ConvertedLayer:
     recipe, site = pieces.recipe, capture.site
-    geometry, explained, bvh, curve = pieces.fit(site, rule, lambda: fits.call(_fit, capture, rule, recipe))
+    geometry, explained, bvh, curve, margins = pieces.fit(
+        site, rule, lambda: fits.call(_fit, capture, rule, recipe)
+    )
     certificate = certify_layer(curve, certify.split, alpha=recipe.alpha, top_k=rule.top_k)
-    return ConvertedLayer(site, rule, geometry, explained, bvh, curve, certificate)
+    if recipe.adaptive:
+        certificate = certify_margin(margins, certify.split, certificate)
+    return ConvertedLayer(site, rule, geometry, explained, bvh, curve, margins, certificate)
 
 
 def _fit(capture: LayerCapture, rule: GateRule, recipe: Recipe) -> Fitted:
     """All that a layer needs of its own capture; may run on another machine."""
-    fit = fit_layer(capture, rule, levels=recipe.levels, colour=recipe.colour)
-    curve = risk_curve(capture.site, rule, fit.geometry, capture.certify)
-    return fit.geometry, fit.explained, build_tree(capture.site, fit.geometry), curve
+    site, fit = capture.site, fit_layer(capture, rule, levels=recipe.levels, colour=recipe.colour)
+    geometry = fit.geometry
+    if recipe.trains:
+        aim = Aim(recipe.candidates, recipe.adaptive, recipe.seed)
+        geometry = refine_fit(site, rule, geometry, capture.sample, aim)
+    curve = risk_curve(site, rule, geometry, capture.certify)
+    margins = margin_curve(site, rule, geometry, capture.certify, curve)
+    return geometry, fit.explained, build_tree(site, geometry), curve, margins
 
 
 def _evaluate(pieces: Pieces, network: Any, bundle: Bundle, text: TextSet) -> Evaluation:

@@ -33,7 +33,7 @@ class LayerQuality:
     path: str
     mode: str
     mean_candidates: float
-    """Experts per token whose exact logit is used: C, or E where the gate itself runs, or 0."""
+    """Experts per token whose exact logit is used: C or the mean set, or E where the gate itself runs, or 0."""
     recall: float
     """Share of the gate's K experts that are chosen too."""
     kept_mass: float
@@ -81,7 +81,7 @@ class _Tally:
 
     def __init__(self, layer: AttachedLayer) -> None:
         self.layer = layer
-        self.tokens, self.hits, self.certified, self.kept = 0, 0, 0, 0.0
+        self.tokens, self.hits, self.certified, self.sizes, self.kept = 0, 0, 0, 0, 0.0
         self.lost = np.zeros(layer.rule.experts, np.int64)
 
     def add(self, hidden: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> None:
@@ -93,15 +93,15 @@ class _Tally:
         self.hits += int(found.sum())
         self.kept += float((shares * found).sum())
         self.certified += int(self.layer.certified(hidden).sum())
+        self.sizes += int(self.layer.set_sizes(hidden).sum())
         self.lost += torch.bincount(ids[~found], minlength=len(self.lost)).cpu().numpy()
 
     def result(self) -> LayerQuality:
         layer, rule = self.layer, self.layer.rule
-        exact = {"geometric": 0, "prefilter": layer.candidates}
         return LayerQuality(
             path=layer.site.path,
             mode=layer.mode,
-            mean_candidates=float(exact.get(layer.mode, rule.experts)),
+            mean_candidates=self.sizes / self.tokens,
             recall=self.hits / (self.tokens * rule.top_k),
             kept_mass=self.kept / self.tokens,
             certified=self.certified / self.tokens,

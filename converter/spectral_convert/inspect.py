@@ -57,6 +57,8 @@ def _layer(layer: LayerTensors, quality: dict[str, Any]) -> dict[str, Any]:
         "levels": entry.levels,
         "colour": entry.colour,
         "candidates": entry.candidates,
+        "margin": entry.margin,
+        "certified_mean": certificate.mean_candidates if certificate else None,
         "certified_candidates": certificate.candidates if certificate else None,
         "alpha": certificate.alpha if certificate else None,
         "explained": list(entry.explained),

@@ -102,7 +102,7 @@ def budget_activations(model: Any, texts: Mapping[str, TextSet], memory: float |
     parameter = next(model.parameters())
     width = int(model.get_input_embeddings().weight.shape[-1]) * parameter.element_size()
     running = sum(texts[name].split.tokens for name in ("fit", "certify")) * width
-    kept = texts["certify"].split.tokens * width * len(stream.layers)
+    kept = (texts["certify"].split.tokens + texts["fit"].split.tokens) * width * len(stream.layers)
     stream.spilling, stream.folder = running + kept > budget, folder
 
 

@@ -38,6 +38,13 @@ class Recipe:
     mode: Literal["auto", "exact", "prefilter", "geometric", "dense"] = setting(
         "auto", "what the converted routers do; auto decides per layer from the certificate"
     )
+    refine: bool = setting(
+        True, "train the closed form to miss less expert weight (modes auto and prefilter)"
+    )
+    adaptive: bool = setting(
+        False,
+        "candidate sets of their own size for every token: the certified margin, or a mean size of --candidates",
+    )
     candidates: int | None = setting(None, "C of prefilter for all layers; default: the certified number")
     alpha: float = setting(0.01, "largest expected share of expert weight the candidates may miss")
     seed: int = setting(0, "seed of the document split")
@@ -58,6 +65,11 @@ class Recipe:
             _at_least("candidates", self.candidates, 1)
         if not 0.0 < self.alpha < 1.0:
             raise ConfigError("recipe.alpha", expected="a share between 0 and 1", found=str(self.alpha))
+
+    @property
+    def trains(self) -> bool:
+        """Whether fits are refined: geometry that only filters is trained for that."""
+        return self.refine and self.mode in ("auto", "prefilter")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

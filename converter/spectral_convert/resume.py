@@ -11,7 +11,7 @@ from typing import Any
 from spectral_convert.assemble import tool_versions
 from spectral_convert.captured import LayerCapture, Moments
 from spectral_convert.recipe import Recipe
-from spectral_convert.risk import RiskCurve
+from spectral_convert.risk import MarginCurve, RiskCurve
 from spectral_convert.text import TextSet
 from spectral_convert.workdir import WorkDir, digest_of, pack, unpack
 from spectral_runtime.attaching.discovery import RouterSite, router_sha256
@@ -21,10 +21,10 @@ from spectral_runtime.geometry import Bvh, Geometry
 
 NOT_FITTED = frozenset(
     {"model", "revision", "calibration", "text_field", "chat_template", "tokens", "sequence_length", "seed"}
-    | {"mode", "candidates", "alpha", "gate_rows", "device", "dtype"}
+    | {"mode", "candidates", "adaptive", "refine", "alpha", "gate_rows", "device", "dtype"}
 )
-"""Settings that no fit sees: they act before it, and are in the capture's digest, or after it."""
-Fitted = tuple[Geometry, tuple[float, ...], Bvh, RiskCurve]
+"""Settings that no closed form sees: they act before it, and are in the capture's digest, or after it."""
+Fitted = tuple[Geometry, tuple[float, ...], Bvh, RiskCurve, MarginCurve]
 
 
 class Pieces:
@@ -33,7 +33,8 @@ class Pieces:
     def __init__(self, work: WorkDir, recipe: Recipe, base: str, texts: dict[str, TextSet]) -> None:
         self.work, self.recipe, self.base = work, recipe, base
         windows = {name: [window.ids for window in text.windows] for name, text in texts.items()}
-        self.seen = digest_of(tool_versions(), base, recipe.device, windows["fit"], windows["certify"])
+        split = windows["fit"], windows["certify"]
+        self.seen = digest_of(tool_versions(), base, recipe.device, *split)
         self.held_out = digest_of(windows["evaluate"], recipe.sequence_length)
 
     def capture(
@@ -46,30 +47,34 @@ class Pieces:
             for capture in found:
                 assert capture is not None
                 tensors, facts = pack("moments", capture.moments)
-                self.work.save(
-                    "capture", self._key(capture.site), {**tensors, "certify": capture.certify}, facts
-                )
+                tensors |= {"certify": capture.certify, "sample": capture.sample}
+                self.work.save("capture", self._key(capture.site), tensors, facts)
         return [capture for capture in found if capture is not None]
 
     def _captured(self, site: RouterSite) -> LayerCapture | None:
         stored = self.work.load("capture", self._key(site))
-        if stored is None:
+        if stored is None or (self.recipe.trains and not len(stored[0]["sample"])):
             return None
-        return LayerCapture(site, unpack(Moments, "moments", *stored), stored[0]["certify"])
+        inputs = stored[0]["certify"], stored[0]["sample"]
+        return LayerCapture(site, unpack(Moments, "moments", *stored), *inputs)
 
     def _key(self, site: RouterSite) -> str:
         return digest_of(self.seen, site.path, router_sha256(site))
 
     def fit(self, site: RouterSite, rule: GateRule, make: Callable[[], Fitted]) -> Fitted:
-        """One layer's geometry, explained shares, tree and risk curve."""
+        """One layer's geometry, explained shares, tree and risk curves."""
         settings = {k: v for k, v in dataclasses.asdict(self.recipe).items() if k not in NOT_FITTED}
-        key = digest_of(self._key(site), rule, settings)
+        trained = (
+            (self.recipe.candidates, self.recipe.adaptive, self.recipe.seed) if self.recipe.trains else None
+        )
+        key = digest_of(self._key(site), rule, settings, trained)
         stored = self.work.load("fit", key)
         if stored is None:
             fitted = make()
             tensors: dict[str, Any] = {}
             facts: dict[str, Any] = {"explained": list(fitted[1])}
-            for name, value in (("geometry", fitted[0]), ("bvh", fitted[2]), ("curve", fitted[3])):
+            curves = (("curve", fitted[3]), ("margins", fitted[4]))
+            for name, value in (("geometry", fitted[0]), ("bvh", fitted[2]), *curves):
                 more_tensors, more_facts = pack(name, value)
                 tensors |= more_tensors
                 facts |= more_facts
@@ -79,7 +84,8 @@ class Pieces:
                 raise InternalError("work folder", expected="the piece just written", found="none")
         tensors, facts = stored
         geometry, bvh = unpack(Geometry, "geometry", tensors, facts), unpack(Bvh, "bvh", tensors, facts)
-        return geometry, tuple(facts["explained"]), bvh, unpack(RiskCurve, "curve", tensors, facts)
+        curve = unpack(RiskCurve, "curve", tensors, facts)
+        return geometry, tuple(facts["explained"]), bvh, curve, unpack(MarginCurve, "margins", tensors, facts)
 
     def evaluate(self, layers: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The evaluation record of a bundle whose layers are these."""

@@ -39,8 +39,10 @@ def bundle_table(facts: dict[str, Any]) -> Table:
             layer["mode"],
             str(layer["levels"]),
             str(layer["colour"]),
-            str(layer["candidates"] or "-"),
-            str(layer["certified_candidates"] or "-"),
+            ("<=" if layer["margin"] is not None else "") + str(layer["candidates"] or "-"),
+            f"~{layer['certified_mean']:.1f}"
+            if layer["certified_mean"]
+            else str(layer["certified_candidates"] or "-"),
             str(layer["experts"]),
             str(layer["top_k"]),
             _share(layer["explained"][-1] if layer["explained"] else None),

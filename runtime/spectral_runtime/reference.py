@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_runtime.gate import GateRule, expert_scores, top_ids
+from spectral_runtime.gate import GateRule, anchor_ranks, expert_scores, top_ids
 from spectral_runtime.geometry import Bvh, Floats, Geometry, Ints, directions
 
 # A node's bound and an expert's score each suffer at most about R + L + S + 8 float32 roundings relative to
@@ -78,6 +78,17 @@ def candidates(
     else:
         logits = scores(geometry, hidden)
     return best(choice_scores(rule, logits, choice_bias), count)
+
+
+def within_margin(rule: GateRule, ranked: Floats, margin: float) -> NDArray[np.bool_]:
+    """Bool [T, C]: which of the candidates, by descending score [T, C], an adaptive set keeps.
+
+    The best K always, and all within `margin` below the mean of the scores around the K-th.
+    """
+    first, last = anchor_ranks(rule, ranked.shape[-1])
+    keep = ranked >= ranked[..., first:last].mean(axis=-1, keepdims=True) - np.float32(margin)
+    keep[..., : rule.top_k] = True
+    return np.asarray(keep)
 
 
 def best(choice: Floats, count: int) -> tuple[Ints, Floats]:

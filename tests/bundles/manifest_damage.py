@@ -284,3 +284,13 @@ def certificate_without_a_digest(draft: Draft) -> None:
 @refused("certificate.split_sha256: expected a split that was not fitted on")
 def certificate_on_the_fitted_split(draft: Draft) -> None:
     draft.layer["certificate"] = _certificate(split_sha256=draft.manifest["splits"]["fit"]["sha256"])
+
+
+@refused(r"layers\[0\]\.margin: expected the mode prefilter")
+def margin_without_prefilter(draft: Draft) -> None:
+    draft.layer.update(mode="geometric", candidates=0, margin=0.5)
+
+
+@refused(r"layers\[0\]\.candidates \(with a margin\): expected at least")
+def margin_with_too_low_a_cap(draft: Draft) -> None:
+    draft.layer.update(mode="prefilter", candidates=draft.layer["rule"]["top_k"], margin=0.5)

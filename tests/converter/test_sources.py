@@ -103,7 +103,7 @@ def test_rare_experts_are_named(caplog: pytest.LogCaptureFixture) -> None:
     site = find_routers(pico_model("olmoe"))[0]
     moments = Moments.zero(32, 8)
     moments.chosen = np.array([50, 9, 8, 0, 50, 50, 50, 50])
-    capture = LayerCapture(site, moments, torch.zeros(0, 32))
+    capture = LayerCapture(site, moments, torch.zeros(0, 32), torch.zeros(0, 32))
     with caplog.at_level(logging.WARNING):
         rare = warn_rare([capture], alpha=0.1)
     assert rare == [("model.layers.0.mlp.gate", 2, 8), ("model.layers.0.mlp.gate", 3, 0)]

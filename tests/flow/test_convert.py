@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spectral_convert import convert, inspect_bundle
 from spectral_convert.convert import Conversion, convert_checkpoint
-from spectral_runtime import load_bundle
+from spectral_runtime import attach, load_bundle
 from spectral_runtime.errors import ConfigError, ModelError, TextError
 
 CHECKPOINT = Path(__file__).parents[2] / "recipes" / "demo" / "checkpoint"
@@ -139,3 +139,25 @@ def test_too_little_text_for_the_certificate_is_refused(tmp_path: Path) -> None:
     settings = {**QUICK, "tokens": 3000, "alpha": 0.001}
     with pytest.raises(TextError, match=r"certify split: expected 999 tokens for alpha 0\.001"):
         convert_checkpoint(str(CHECKPOINT), out=tmp_path / "out", **settings)
+
+
+def test_adaptive_sets_are_written_and_attached(model32: Any, tmp_path: Path) -> None:
+    settings = {**QUICK, "mode": "prefilter", "levels": 2, "candidates": 12, "adaptive": True}
+    made = convert_checkpoint(str(CHECKPOINT), out=tmp_path / "b", **settings)
+    entries = [layer.entry for layer in load_bundle(made.bundle.path).layers]
+    assert all(entry.margin is not None and entry.candidates > 12 for entry in entries)
+    assert [q.mean_candidates for q in made.evaluation.layers] == pytest.approx([12.0] * 4, abs=1.0)
+    assert "adaptive: at most" in (made.bundle.path.parent / "README.md").read_text(encoding="utf-8")
+    with attach(model32, made.bundle) as attached:
+        assert not any(layer.dense for layer in attached.layers)
+    with attach(model32, made.bundle, candidates=12) as attached:
+        assert {layer.margin for layer in attached.layers} == {None}
+
+
+def test_the_closed_form_can_be_kept(tmp_path: Path) -> None:
+    common = {**QUICK, "mode": "prefilter", "levels": 2, "candidates": 12}
+    closed, refined = (
+        convert_checkpoint(str(CHECKPOINT), out=tmp_path / str(on), refine=on, **common).evaluation.layers
+        for on in (False, True)
+    )
+    assert sum(q.kept_mass for q in refined) > sum(q.kept_mass for q in closed)

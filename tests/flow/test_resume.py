@@ -87,7 +87,10 @@ def _run(context: Any, settings: dict[str, Any], kill_after: float | None) -> fl
     ("change", "expected"),
     [
         ({}, {"capture": 0, "fit": 0, "evaluate": 0}),
-        ({"alpha": 0.25, "mode": "geometric"}, {"capture": 0, "fit": 0, "evaluate": 1}),
+        ({"alpha": 0.25, "gate_rows": True}, {"capture": 0, "fit": 0, "evaluate": 1}),
+        ({"mode": "geometric"}, {"capture": 0, "fit": 2, "evaluate": 1}),
+        ({"adaptive": True}, {"capture": 0, "fit": 2, "evaluate": 1}),
+        ({"refine": False}, {"capture": 0, "fit": 2, "evaluate": 1}),
         ({"levels": 1}, {"capture": 0, "fit": 2, "evaluate": 1}),
         ({"tokens": 300}, {"capture": 2, "fit": 2, "evaluate": 1}),
         ({"dtype": "bfloat16"}, {"capture": 2, "fit": 2, "evaluate": 1}),

@@ -25,6 +25,7 @@ TYPES = {
     "Weight": "str",
     "Dtype": "str",
     "str | None": "str or null",
+    "float | None": "float or null",
     "Certificate | None": "Certificate or null",
     "tuple[LayerEntry, ...]": "list of LayerEntry",
     "tuple[float, ...]": "list of float",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from spectral_runtime.errors import BundleError, ModelError
 from spectral_runtime.gate import GateRule
 from spectral_runtime.geometry import directions
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 """Of the node: moves when a plugin of the previous version could misread it."""
 
@@ -108,6 +110,8 @@ def routes_of_model(
 ) -> tuple[Route, ...]:
     """The routes that `attach(model, bundle, mode)` would run; same arguments, same errors."""
     planned = plan_layers(model, bundle, mode, candidates)
+    if any(layer.margin is not None for layer in planned):
+        logger.warning("adaptive candidate sets are exported at their cap: more candidates a token, never fewer")
     return tuple(route_of(layer, tensors) for layer, tensors in zip(planned, bundle.layers, strict=True))
 
 

@@ -98,7 +98,7 @@ def attach(
         model: the model the bundle was made from, on any device, in float32 or bfloat16.
         bundle: from `load_bundle`.
         mode: one mode for all layers; None takes each layer's own. Layers whose bundle entry has no geometry stay dense.
-        candidates: overrides C of `prefilter` for all layers.
+        candidates: overrides C of `prefilter` for all layers; adaptive sets then have this size.
         verify: run one token and raise unless every router was entered.
 
     Raises:
@@ -168,4 +168,5 @@ def _plan(site: RouterSite, layer: Any, mode: Mode | None, candidates: int | Non
         expected = f"{entry.rule.top_k} (K) to {entry.rule.experts} (E)"
         raise ConfigError(f"attach.candidates ({entry.path})", expected=expected, found=str(count))
     scorer = None if layer.geometry is None else Scorer.of(layer.geometry, site.weight.device)
-    return AttachedLayer(site, entry.rule, chosen, count, scorer, geometry=layer.geometry)
+    margin = entry.margin if chosen == "prefilter" and candidates is None else None
+    return AttachedLayer(site, entry.rule, chosen, count, scorer, geometry=layer.geometry, margin=margin)

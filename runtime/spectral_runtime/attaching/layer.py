@@ -8,6 +8,7 @@ import torch
 
 from spectral_runtime import cuda
 from spectral_runtime.attaching import operators
+from spectral_runtime.attaching.candidates import candidate_mask, order_scores
 from spectral_runtime.attaching.discovery import RouterSite
 from spectral_runtime.attaching.scorer import Scorer
 from spectral_runtime.attaching.selection import choice_scores, expert_scores, gate_logits, select_experts
@@ -25,6 +26,8 @@ class AttachedLayer:
     mode: Mode
     candidates: int
     scorer: Scorer | None
+    margin: float | None = field(default=None)
+    """Of adaptive `prefilter` sets, which hold at most C experts."""
     calls: int = field(default=0)
     """Forward calls that really entered; not counted inside a compiled graph."""
     geometry: Geometry | None = field(default=None)
@@ -35,7 +38,7 @@ class AttachedLayer:
     @property
     def dense(self) -> bool:
         """Whether the exact gate decides: `dense`, `exact`, and `prefilter` with C = E."""
-        whole = self.mode == "prefilter" and self.candidates >= self.rule.experts
+        whole = self.mode == "prefilter" and self.candidates >= self.rule.experts and self.margin is None
         return self.mode in ("dense", "exact") or whole
 
     @property
@@ -75,12 +78,20 @@ class AttachedLayer:
         return logits, ids, weights.to(kind)
 
     def candidate_mask(self, scores: torch.Tensor) -> torch.Tensor:
-        """Bool [T, E]: the C experts of highest choice score, each given the benefit of its spread."""
+        """Bool [T, E]: the C experts of highest choice score, each given the benefit of its spread.
+
+        With a margin, those of them that come near enough to the K-th.
+        """
         assert self.scorer is not None
-        widened = expert_scores(self.rule, scores + self.scorer.spread)
-        choice = choice_scores(widened, self.site.choice_bias)
-        ids = choice.topk(self.candidates, dim=-1)[1]
-        return torch.zeros_like(choice, dtype=torch.bool).scatter_(1, ids, True)
+        order = order_scores(self.rule, scores + self.scorer.spread, self.site.choice_bias)
+        return candidate_mask(self.rule, order, self.candidates, self.margin)
+
+    def set_sizes(self, hidden: torch.Tensor) -> torch.Tensor:
+        """int64 [T], experts whose exact logit is used for hidden [T, D]."""
+        if self.margin is None or self.scorer is None:
+            exact = {"geometric": 0, "prefilter": self.candidates}.get(self.mode, self.rule.experts)
+            return torch.full((len(hidden),), exact, device=hidden.device)
+        return self.candidate_mask(self.scorer.to(hidden.device).scores(hidden)).sum(dim=1)
 
     def certified(self, hidden: torch.Tensor) -> torch.Tensor:
         """Bool [T]: tokens whose residual bound proves that the geometry chooses the gate's K experts.
@@ -109,6 +120,8 @@ def fused_value(layer: AttachedLayer) -> int:
             return -1
         return operators.keep(operators.FusedGate(rule, site.choice_bias, site.bias))
     if layer.geometry is None or layer.geometry.levels > 4 or layer.geometry.colours > 32:
+        return -1
+    if layer.margin is not None:  # the fused router knows sets of one size
         return -1
     bias = None if site.choice_bias is None else site.choice_bias.detach().float().cpu().numpy()
     candidates = layer.candidates if layer.mode == "prefilter" else 0

@@ -43,6 +43,10 @@ class Certificate:
     tokens: int
     documents: int
     split_sha256: str
+    margin: float | None = None
+    """With adaptive sets, the smallest margin that meets it, `candidates` being the cap."""
+    mean_candidates: float | None = None
+    """With adaptive sets, their mean size on the split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,8 @@ class LayerEntry:
     """S."""
     candidates: int = 0
     """C of `prefilter`; 0 in the other modes."""
+    margin: float | None = None
+    """Of adaptive `prefilter` sets: of the C best, those this far below the anchor (`gate.anchor_ranks`), and the best K."""
     nodes: int = 0
     """Number of BVH nodes."""
     centred: bool = False

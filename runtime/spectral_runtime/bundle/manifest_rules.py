@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
 from spectral_runtime.bundle.manifest import Certificate, LayerEntry, Manifest, routers_digest
 from spectral_runtime.errors import BundleError
+from spectral_runtime.gate import anchor_ranks
 
 TENSOR_FILE = "spectral.safetensors"
 MAX_EXPERTS = 2**24
@@ -106,6 +108,21 @@ def _check_sizes(entry: LayerEntry, where: str) -> None:
         raise BundleError(f"{where}.centred", expected="false in the mode dense", found="true")
     bounds = (entry.rule.top_k, experts) if entry.mode == "prefilter" else (0, 0)
     _check_range(entry.candidates, bounds, f"{where}.candidates (mode {entry.mode})")
+    _check_margin(entry, where)
+
+
+def _check_margin(entry: LayerEntry, where: str) -> None:
+    certificate = entry.certificate
+    margins = {"margin": entry.margin, "certificate.margin": certificate.margin if certificate else None}
+    for key, margin in margins.items():
+        if margin is not None and not math.isfinite(margin):
+            raise BundleError(f"{where}.{key}", expected="a finite margin", found=str(margin))
+    if entry.margin is None:
+        return
+    if entry.mode != "prefilter":
+        raise BundleError(f"{where}.margin", expected="the mode prefilter", found=entry.mode)
+    anchor = anchor_ranks(entry.rule, entry.rule.experts)[1]
+    _check_range(entry.candidates, (anchor, None), f"{where}.candidates (with a margin)")
 
 
 def _check_certificate(entry: LayerEntry, certificate: Certificate, where: str) -> None:
