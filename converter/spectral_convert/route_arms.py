@@ -203,7 +203,7 @@ def optix_router(planted: Planted) -> Any:
     return optix.native_router(planted.geometry, planted.rule, None, None)
 
 
-def optix_spheres(planted: Planted, *, native: Any = None) -> Route:
+def optix_spheres(planted: Planted, *, native: Any = None, spread: int = 0) -> Route:
     """Rays among the spheres of level 1, the other levels scored on the way; not capturable."""
     rule, router = planted.rule, native or optix_router(planted)
 
@@ -212,7 +212,7 @@ def optix_spheres(planted: Planted, *, native: Any = None) -> Route:
         weights = torch.empty(len(x), rule.top_k, device="cuda")
         router.candidates(
             x.data_ptr(), HIDDEN, len(x), 2, rule.top_k, ids.data_ptr(), False, 0, weights.data_ptr(), 0,
-            operators.stream_of(x),
+            operators.stream_of(x), spread,
         )  # fmt: skip
         return ids, weights
 

@@ -34,7 +34,7 @@ make_router(int device, const py::dict &rule, const py::array &mean, const py::a
 
 bool run_candidates(const OptixRouter &router, Address x, std::int64_t stride, int tokens,
                     int x_dtype, int count, Address ids, bool wide, Address scores, Address weights,
-                    Address work, Address stream) {
+                    Address work, Address stream, int spread) {
     optix::SearchCall call{x, stride, tokens, x_dtype};
     call.ids = reinterpret_cast<void *>(ids);
     call.scores = reinterpret_cast<float *>(scores);
@@ -42,6 +42,7 @@ bool run_candidates(const OptixRouter &router, Address x, std::int64_t stride, i
     call.work = reinterpret_cast<std::int32_t *>(work);
     call.count = count;
     call.wide_ids = wide;
+    call.spread = spread;
     call.stream = reinterpret_cast<cuda::Stream>(stream);
     return router.candidates(call);
 }
@@ -101,7 +102,8 @@ void bind_optix(py::module_ &m) {
              py::arg("experts") = py::none())
         .def("candidates", &run_candidates, py::arg("x"), py::arg("stride"), py::arg("tokens"),
              py::arg("x_dtype"), py::arg("count"), py::arg("ids"), py::arg("wide"),
-             py::arg("scores"), py::arg("weights"), py::arg("work"), py::arg("stream"))
+             py::arg("scores"), py::arg("weights"), py::arg("work"), py::arg("stream"),
+             py::arg("spread") = 0)
         .def("route", &route_host, py::arg("hidden"), py::arg("count"))
         .def("scores", &scores_host, py::arg("hidden"))
         .def_property_readonly("facts", &facts_of);

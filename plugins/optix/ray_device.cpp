@@ -18,7 +18,7 @@ namespace spectral::optix {
 namespace {
 
 /// Rays of one optixLaunch; the limit is about 2^30.
-constexpr std::uint32_t most_rays = 1U << 28;
+constexpr std::int64_t most_rays = 1LL << 28;
 inline constexpr unsigned event_without_timing = 2;
 
 #if defined(SPECTRAL_OPTIX_PROGRAMS)
@@ -160,8 +160,8 @@ void RayDevice::launch(ProjectArguments project, SearchParams params, cuda::Stre
     if (project.tokens == 0) {
         return;
     }
-    if (static_cast<std::uint32_t>(project.tokens) > most_rays) {
-        throw UserError("tokens", "at most 2^28 a call", std::to_string(project.tokens));
+    if (std::int64_t{project.tokens} * params.spread > most_rays) {
+        throw UserError("tokens", "at most 2^28 rays a call", std::to_string(project.tokens));
     }
     const std::scoped_lock lock(mutex_);
     wait_for_previous(stream);
@@ -182,7 +182,7 @@ void RayDevice::launch(ProjectArguments project, SearchParams params, cuda::Stre
     cuda::check(cuda::driver().to_device_async(params_.address(), &params, sizeof(params), stream),
                 "cuMemcpyHtoDAsync");
     check_optix(optix().launch(pipeline_, stream, params_.address(), sizeof(params), &table_,
-                               static_cast<unsigned>(project.tokens), 1, 1),
+                               static_cast<unsigned>(project.tokens * params.spread), 1, 1),
                 "optixLaunch");
     cuda::check(cuda::driver().event_record(done_, stream), "cuEventRecord");
     last_stream_ = stream;

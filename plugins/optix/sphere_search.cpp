@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "ray_layout.h"
 #include "spectral/error.h"
 
 namespace spectral::optix {
@@ -93,6 +94,10 @@ void SphereSearch::run(const SearchCall &call) const {
     params.tokens = call.tokens;
     params.count = call.count;
     params.wide_ids = call.wide_ids ? 1 : 0;
+    params.spread = call.spread;
+    if (params.spread < 1 || params.spread > 32) {
+        params.spread = rays_->rtcore_version() == 0 ? spread_for(call.tokens) : 1;
+    }
     rays_->launch(project, params, call.stream);
 }
 

@@ -23,6 +23,7 @@ struct SearchCall {
     float *weights = nullptr;     ///< [T, C] softmax over the scores, or null
     std::int32_t *work = nullptr; ///< [T, 2], see programs/params.h; or null
     std::int32_t count = 0;       ///< C, 1 to 32 and at most E
+    std::int32_t spread = 0;      ///< threads a token, 1 to 32; 0: chosen
     bool wide_ids = false;
     cuda::Stream stream = nullptr;
 };

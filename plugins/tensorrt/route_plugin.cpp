@@ -74,9 +74,15 @@ CapabilityBase *RoutePlugin::getCapabilityInterface(Capability type) noexcept {
     return nullptr;
 }
 
+RoutePlugin *RoutePlugin::copied() const {
+    auto *copy = new RoutePlugin(node_);
+    copy->tactic_ = tactic_;
+    return copy;
+}
+
 PluginV3 *RoutePlugin::clone() noexcept {
     RoutePlugin *copy = nullptr;
-    guarded([&] { copy = new RoutePlugin(node_); });
+    guarded([&] { copy = copied(); });
     return copy;
 }
 
@@ -149,16 +155,32 @@ bool RoutePlugin::BuildPart::supportsFormatCombination(std::int32_t position,
 std::size_t RoutePlugin::BuildPart::getWorkspaceSize(const DynamicDesc *in, std::int32_t,
                                                      const DynamicDesc *,
                                                      std::int32_t) const noexcept {
-    return step_workspace(node_.spec, in[in_hidden].most.lengths[0]);
+    const std::int64_t tokens = in[in_hidden].most.lengths[0];
+    return step_workspace(node_.spec, tokens) + rays_workspace(node_.spec, tokens);
 }
 
 std::int32_t RoutePlugin::BuildPart::getValidTactics(std::int32_t *tactics,
                                                      std::int32_t count) noexcept {
-    if (count != 1) {
+    if (count != getNbTactics()) {
         return 1;
     }
-    tactics[0] = 1; // CUDA; zero means "none" to TensorRT
+    tactics[0] = cuda_tactic;
+    if (count > 1) {
+        tactics[1] = optix_tactic;
+    }
     return 0;
+}
+
+/// TensorRT times both and keeps the faster; asking for OptiX opens the driver.
+std::int32_t RoutePlugin::BuildPart::getNbTactics() noexcept {
+    std::int32_t count = 1;
+    guarded([&] { count = rays_fit(node_.spec) && rays_present() ? 2 : 1; });
+    return count;
+}
+
+std::int32_t RoutePlugin::RuntimePart::setTactic(std::int32_t tactic) noexcept {
+    owner_.tactic_ = tactic;
+    return tactic == cuda_tactic || tactic == optix_tactic || tactic == 0 ? 0 : 1;
 }
 
 std::int32_t RoutePlugin::RuntimePart::onShapeChange(const TensorDesc *in, std::int32_t inputs,
@@ -192,6 +214,12 @@ std::int32_t RoutePlugin::RuntimePart::enqueue(const TensorDesc *in, const Tenso
         if (a.tokens == 0) {
             return; // a grid of no blocks would be an error
         }
+        // Inside a capture, or on a machine without OptiX, the kernel finds the candidates itself.
+        if (owner_.tactic_ == optix_tactic) {
+            const std::size_t used = step_workspace(a.spec, a.tokens);
+            auto *found = reinterpret_cast<std::int32_t *>(static_cast<char *>(workspace) + used);
+            a.candidates = owner_.rays_.run(a, found, stream) ? found : nullptr;
+        }
         launch_step(a, stream);
     });
 }
@@ -205,7 +233,7 @@ PluginV3 *RoutePlugin::RuntimePart::attachToContext(void *) noexcept {
             error_of_thread =
                 reason; // enqueue will say it again; without a GPU nothing else can be done
         }
-        copy = new RoutePlugin(owner_.node_);
+        copy = owner_.copied();
     });
     return copy;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/step_arguments.h"
+#include "ray_candidates.h"
 #include "spectral/route.h"
 #include "trt_abi.h"
 
@@ -95,7 +96,7 @@ class RoutePlugin final : public PluginV3 {
         std::size_t getWorkspaceSize(const DynamicDesc *, std::int32_t, const DynamicDesc *,
                                      std::int32_t) const noexcept override;
         std::int32_t getValidTactics(std::int32_t *, std::int32_t) noexcept override;
-        std::int32_t getNbTactics() noexcept override { return 1; }
+        std::int32_t getNbTactics() noexcept override;
         const char *getTimingCacheID() noexcept override { return node_.digest.c_str(); }
         std::int32_t getFormatCombinationLimit() noexcept override { return 3; }
         const char *getMetadataString() noexcept override { return node_.digest.c_str(); }
@@ -110,7 +111,7 @@ class RoutePlugin final : public PluginV3 {
         InterfaceInfo getInterfaceInfo() const noexcept override {
             return {"PLUGIN_V3ONE_RUNTIME", 1, 0};
         }
-        std::int32_t setTactic(std::int32_t) noexcept override { return 0; }
+        std::int32_t setTactic(std::int32_t) noexcept override;
         std::int32_t onShapeChange(const TensorDesc *, std::int32_t, const TensorDesc *,
                                    std::int32_t) noexcept override;
         std::int32_t enqueue(const TensorDesc *, const TensorDesc *, const void *const *,
@@ -122,7 +123,11 @@ class RoutePlugin final : public PluginV3 {
         RoutePlugin &owner_;
     };
 
+    [[nodiscard]] RoutePlugin *copied() const;
+
     NodeAttributes node_;
+    std::int32_t tactic_ = cuda_tactic;
+    RayCandidates rays_;
     CorePart core_;
     BuildPart build_{node_};
     RuntimePart runtime_{*this};

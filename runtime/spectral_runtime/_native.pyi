@@ -209,6 +209,7 @@ class OptixRouter:
         weights: int,  # float32 [T, C] or 0
         work: int,  # int32 [T, 2] or 0
         stream: int,
+        spread: int = 0,  # threads a token; 0 means chosen
     ) -> bool: ...
     def route(self, hidden: Floats, count: int) -> tuple[Ints, Floats, Ints]: ...  # [T, C], [T, C], [T, 2]
     def scores(self, hidden: Floats) -> Floats: ...  # [T, D] -> [T, E]

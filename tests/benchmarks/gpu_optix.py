@@ -21,6 +21,7 @@ from spectral_runtime import cuda
 from spectral_runtime.attaching import operators
 
 SIZES = ((64, 1), (4096, 1), (4096, 2), (4096, 4), (65_536, 1), (65_536, 4), (1_048_576, 1))
+SPREADS = (1, 8, 32)
 BATCHES = (1, 32, 1024, 16_384)
 
 
@@ -54,6 +55,10 @@ def measure(planted: Planted, record: dict[str, Any]) -> None:
     }
     if planted.bvh is not None:
         arms["cuda tree"] = _twin(planted, twin, "search")
+    for spread in SPREADS:
+        arms[f"optix, {spread} threads a token"] = route_arms.optix_spheres(
+            planted, native=router, spread=spread
+        )
     for batch in BATCHES:
         x = hidden_states(planted, batch, 0)
         cell: dict[str, Any] = {"experts": planted.experts, "levels": planted.levels, "batch": batch, **facts}
@@ -87,7 +92,7 @@ def _work(planted: Planted, router: Any, x: torch.Tensor, truth: torch.Tensor) -
     }
 
 
-def _microseconds(call: Callable[[], Any], budget: float = 0.15) -> float:
+def _microseconds(call: Callable[[], Any], budget: float = 0.1) -> float:
     """Time of one call, back to back between two events."""
     for _ in range(3):
         call()

@@ -128,10 +128,23 @@ std::size_t workspace_bytes(PluginV3 *plugin, const int *types, std::int64_t tok
     return part<PluginBuild>(plugin, Capability::build)
         ->getWorkspaceSize(tensors, inputs, tensors + inputs, outputs);
 }
-int tactic(PluginV3 *plugin) {
-    std::int32_t found = 0;
+/// Tactics as decimal digits, or -1.
+int tactics(PluginV3 *plugin) {
+    std::int32_t found[8] = {};
     auto *build = part<PluginBuild>(plugin, Capability::build);
-    return build->getNbTactics() == 1 && build->getValidTactics(&found, 1) == 0 ? found : -1;
+    const std::int32_t count = build->getNbTactics();
+    if (count > 8 || build->getValidTactics(found, count) != 0 ||
+        build->getValidTactics(found, count + 1) == 0) {
+        return -1;
+    }
+    int digits = 0;
+    for (std::int32_t i = 0; i < count; ++i) {
+        digits = 10 * digits + found[i];
+    }
+    return digits;
+}
+int set_tactic(PluginV3 *plugin, int tactic) {
+    return part<PluginRuntime>(plugin, Capability::runtime)->setTactic(tactic);
 }
 int shape_change(PluginV3 *plugin, const int *types, std::int64_t tokens, std::int64_t width) {
     TensorDesc tensors[inputs + outputs];

@@ -19,6 +19,7 @@ from pico_bundles import SIGMOID_GROUPS, make_layer
 from tensorrt_calls import TYPES, Fields, Plugin, compile_harness, make, revive
 
 from spectral_convert.export.routes import make_route
+from spectral_runtime import backends
 from spectral_runtime.errors import BackendUnavailable
 from spectral_runtime.tensorrt import library_path
 
@@ -110,7 +111,32 @@ def test_workspace_grows_to_a_limit(calls: Any, plugin: Plugin) -> None:
     types = plugin.types("float32")
     sizes = [calls.workspace_bytes(plugin.handle, types, tokens, 24) for tokens in (1, 10, 1024, 100_000)]
     assert sizes == [3 * 16 * 4 * n for n in (1, 10, 1024, 1024)]
-    assert calls.tactic(plugin.handle) == 1
+    assert calls.tactics(plugin.handle) == 1
+    assert [calls.set_tactic(plugin.handle, tactic) for tactic in (1, 2, 3)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({}, True),
+        ({"centred": 1}, False),
+        ({"mode": "geometric"}, False),
+        ({"softcap": 30.0}, False),
+        ({"logit_scale": 2.0}, False),
+        ({"score": "softmax"}, False),
+        ({"score": "softmax", "has_choice_bias": 0}, True),
+    ],
+)
+def test_rays_are_offered_where_each_expert_is_ranked_alone(
+    calls: Any, creator: int, attributes: dict[str, Any], change: dict[str, Any], fits: bool
+) -> None:
+    plugin = make(calls, creator, {**attributes, "centred": 0, **change})
+    assert plugin is not None
+    rays = fits and backends.unavailable("optix") is None
+    assert calls.tactics(plugin.handle) == (12 if rays else 1)
+    for tokens in (1, 3000):  # the workspace holds the candidates whatever the machine has
+        wanted = 3 * 16 * 4 * min(tokens, 1024) + (6 * 4 * tokens if fits else 0)
+        assert calls.workspace_bytes(plugin.handle, plugin.types("float32"), tokens, 24) == wanted
 
 
 def test_serialised_and_revived(calls: Any, creator: int, plugin: Plugin, attributes: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ struct SearchParams {
     std::int32_t experts, rank, tokens, count;
     std::int32_t score; ///< cuda::ScoreCode
     std::int32_t biased, wide_ids;
+    std::int32_t spread; ///< threads a token: all but the first do nothing
 };
 
 } // namespace spectral::optix

@@ -44,8 +44,9 @@ __device__ void store(const Search &s, long long token, int traversed) {
 } // namespace
 
 extern "C" __global__ void __raygen__route() {
-    const long long token = optix::launch_index();
-    if (token >= params.tokens) {
+    const unsigned index = optix::launch_index();
+    const long long token = index / static_cast<unsigned>(params.spread);
+    if (token >= params.tokens || index % static_cast<unsigned>(params.spread) != 0) {
         return;
     }
     Search s;

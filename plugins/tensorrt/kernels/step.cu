@@ -256,9 +256,33 @@ struct Step {
         __syncthreads();
     }
 
+    /// choice[e] = 1 for the candidates that someone else has found, else 0.
+    __device__ void mark_given() const {
+        each([&](int e) { choice[e] = 0.0F; });
+        const int count = a.spec.candidates;
+        for (int i = static_cast<int>(threadIdx.x); i < count; i += step_threads) {
+            choice[a.candidates[token * count + i]] = 1.0F;
+        }
+        __syncthreads();
+    }
+
+    /// Whether the logits of experts that are no candidates are read after the choice.
+    __device__ bool reads_all_logits() const {
+        return a.spec.rule.score == GateScore::softmax ||
+               a.spec.rule.weight == GateWeight::sparsemixer;
+    }
+
     __device__ void prefilter() const {
-        geometric_scores();
-        mark_candidates();
+        if (a.candidates == nullptr || reads_all_logits()) {
+            geometric_scores();
+        } else {
+            each([&](int e) { logits[e] = 0.0F; });
+        }
+        if (a.candidates == nullptr) {
+            mark_candidates();
+        } else {
+            mark_given();
+        }
         each([&](int e) { logits[e] += a.arrays.spread[e] * a.arrays.spread[e] / 2.0F; });
         exact_logits(false);
     }
