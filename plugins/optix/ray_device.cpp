@@ -12,6 +12,7 @@
 extern const unsigned char spectral_rays_ptx[];
 extern const std::size_t spectral_rays_ptx_size;
 extern const unsigned char spectral_project_fatbin[];
+extern const unsigned char spectral_scan_fatbin[];
 #endif
 
 namespace spectral::optix {
@@ -28,11 +29,17 @@ std::string_view programs() {
 const void *project_image() {
     return spectral_project_fatbin;
 }
+const void *scan_image() {
+    return spectral_scan_fatbin;
+}
 #else
 std::string_view programs() {
     return {};
 }
 const void *project_image() {
+    return nullptr;
+}
+const void *scan_image() {
     return nullptr;
 }
 #endif
@@ -59,6 +66,27 @@ abi::GroupDescription single_group(int kind, abi::Module module, const char *ent
     description.kind = kind;
     description.single = {module, entry};
     return description;
+}
+
+cuda::Function function_of(const void *image, const char *name) {
+    cuda::Module module = nullptr;
+    cuda::Function function = nullptr;
+    cuda::check(cuda::driver().module_load(&module, image), "cuModuleLoadData");
+    cuda::check(cuda::driver().module_function(&function, module, name), "cuModuleGetFunction");
+    return function;
+}
+
+/// A warp a token.
+template <class Arguments>
+void launch_warps(cuda::Function function, Arguments &arguments, int warps, cuda::Stream stream) {
+    cuda::LaunchConfig config{};
+    config.grid[0] = static_cast<std::uint32_t>((arguments.tokens + warps - 1) / warps);
+    config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
+    config.block[0] = static_cast<std::uint32_t>(warps * 32);
+    config.stream = stream;
+    void *pointers[] = {&arguments};
+    cuda::check(cuda::driver().launch(&config, function, static_cast<void **>(pointers), nullptr),
+                "cuLaunchKernelEx");
 }
 
 } // namespace
@@ -98,10 +126,8 @@ RayDevice::RayDevice(cuda::Context context) {
                                      sizeof(rtcore_version_)),
                 "optixDeviceContextGetProperty");
     make_pipeline();
-    cuda::Module module = nullptr;
-    cuda::check(cuda::driver().module_load(&module, project_image()), "cuModuleLoadData");
-    cuda::check(cuda::driver().module_function(&project_, module, "spectral_project"),
-                "cuModuleGetFunction");
+    project_ = function_of(project_image(), "spectral_project");
+    scan_ = function_of(scan_image(), "spectral_scan_rest");
     cuda::check(cuda::driver().event_create(&done_, event_without_timing), "cuEventCreate");
     params_ = cuda::DeviceBuffer(sizeof(SearchParams));
 }
@@ -156,6 +182,17 @@ void RayDevice::wait_for_previous(cuda::Stream stream) {
     }
 }
 
+void RayDevice::reserve(ProjectArguments &project, SearchParams &params) {
+    const auto tokens = static_cast<std::size_t>(project.tokens);
+    points_.reserve(tokens * static_cast<std::size_t>(project.rank) * sizeof(float));
+    project.points = reinterpret_cast<float *>(points_.address());
+    params.points = project.points;
+    if (params.work == nullptr) {
+        work_.reserve(tokens * 2 * sizeof(std::int32_t));
+        params.work = reinterpret_cast<std::int32_t *>(work_.address());
+    }
+}
+
 void RayDevice::launch(ProjectArguments project, SearchParams params, cuda::Stream stream) {
     if (project.tokens == 0) {
         return;
@@ -165,25 +202,15 @@ void RayDevice::launch(ProjectArguments project, SearchParams params, cuda::Stre
     }
     const std::scoped_lock lock(mutex_);
     wait_for_previous(stream);
-    points_.reserve(static_cast<std::size_t>(project.tokens) *
-                    static_cast<std::size_t>(project.rank) * sizeof(float));
-    project.points = reinterpret_cast<float *>(points_.address());
-    params.points = project.points;
-    cuda::LaunchConfig config{};
-    config.grid[0] =
-        static_cast<std::uint32_t>((project.tokens + project_warps - 1) / project_warps);
-    config.grid[1] = config.grid[2] = config.block[1] = config.block[2] = 1;
-    config.block[0] = project_warps * 32;
-    config.stream = stream;
-    void *arguments[] = {&project};
-    cuda::check(cuda::driver().launch(&config, project_, static_cast<void **>(arguments), nullptr),
-                "cuLaunchKernelEx");
+    reserve(project, params);
+    launch_warps(project_, project, project_warps, stream);
     // From pageable memory: the driver has copied the block when this returns.
     cuda::check(cuda::driver().to_device_async(params_.address(), &params, sizeof(params), stream),
                 "cuMemcpyHtoDAsync");
     check_optix(optix().launch(pipeline_, stream, params_.address(), sizeof(params), &table_,
                                static_cast<unsigned>(project.tokens * params.spread), 1, 1),
                 "optixLaunch");
+    launch_warps(scan_, params, scan_warps, stream);
     cuda::check(cuda::driver().event_record(done_, stream), "cuEventRecord");
     last_stream_ = stream;
     launched_ = true;

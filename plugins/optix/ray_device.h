@@ -8,6 +8,7 @@
 
 #include "driver_api.h"
 #include "kernels/project.h"
+#include "kernels/scan.h"
 #include "optix_api.h"
 #include "programs/params.h"
 
@@ -26,8 +27,8 @@ class RayDevice {
     /// seconds).
     static RayDevice &of(cuda::Context context);
 
-    /// Enqueues the projection and the rays of a batch on the caller's stream. The scratch for
-    /// points belongs to the device and grows.
+    /// Enqueues projection, rays and the scan of what they leave on the caller's stream; scratch
+    /// belongs to the device and grows.
     void launch(ProjectArguments project, SearchParams params, cuda::Stream stream);
 
     [[nodiscard]] abi::Context context() const { return context_; }
@@ -42,13 +43,14 @@ class RayDevice {
     void make_pipeline();
     void make_table(const abi::ProgramGroup *groups);
     void wait_for_previous(cuda::Stream stream);
+    void reserve(ProjectArguments &project, SearchParams &params);
 
     abi::Context context_ = nullptr;
     abi::Pipeline pipeline_ = nullptr;
     abi::BindingTable table_{};
     int rtcore_version_ = 0;
-    cuda::Function project_ = nullptr;
-    cuda::DeviceBuffer records_, params_, points_;
+    cuda::Function project_ = nullptr, scan_ = nullptr;
+    cuda::DeviceBuffer records_, params_, points_, work_;
     cuda::Event done_ = nullptr;
     cuda::Stream last_stream_ = nullptr;
     bool launched_ = false;

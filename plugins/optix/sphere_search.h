@@ -40,7 +40,7 @@ class SphereSearch {
     /// UserError for sizes beyond the programs.
     SphereSearch(cuda::Device device, const Geometry &geometry, const cuda::Rule &rule);
 
-    /// Candidates by descending choice score, ties by smaller id, NaN last. Two launches, no
+    /// Candidates by descending choice score, ties by smaller id, NaN last. Three launches, no
     /// synchronisation; allocates only when a batch is larger than all before. Throws UserError on
     /// a capturing stream.
     void run(const SearchCall &call) const;

@@ -92,7 +92,7 @@ def _work(planted: Planted, router: Any, x: torch.Tensor, truth: torch.Tensor) -
     }
 
 
-def _microseconds(call: Callable[[], Any], budget: float = 0.1) -> float:
+def _microseconds(call: Callable[[], Any], budget: float = 0.06) -> float:
     """Time of one call, back to back between two events."""
     for _ in range(3):
         call()

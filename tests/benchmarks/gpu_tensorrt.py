@@ -1,7 +1,7 @@
 """The TensorRT plugin on a GPU: real lean runtime, device pointers, eager and captured, against numpy.
 
 Here:   python tests/benchmarks/gpu_tensorrt.py prepare FOLDER --plugin libspectral_trt.so
-There:  python tests/benchmarks/gpu_tensorrt.py run FOLDER --out FILE    (needs numpy, torch; with tensorrt_lean its registry, too)
+There:  python tests/benchmarks/gpu_tensorrt.py run FOLDER --out FILE    (numpy, torch; with tensorrt_lean its registry, too)
 """
 
 from __future__ import annotations

@@ -91,6 +91,9 @@ void route(Built *built, const float *points, std::int64_t tokens, const std::in
             s.point[r] = points[token * p.rank + r];
         }
         const int traversed = search(p, s, [&](int shell) { visit(*built, s, shell, how[2]); });
+        for (int expert = 0; traversed < 0 && expert < p.experts; ++expert) {
+            offer(p, s, expert); // kernels/scan.cu
+        }
         for (int i = 0; i < p.count; ++i) {
             ids[token * p.count + i] = cuda::id_of(s.keys[i]);
             scores[token * p.count + i] = cuda::unordered(cuda::order_of(s.keys[i]));

@@ -85,6 +85,17 @@ def test_most_tokens_are_answered_by_rays_and_few_experts_are_scored(rng):
     assert work[work[:, 1] > 0, 0].mean() < 0.5 * 20_000
 
 
+def test_tokens_far_from_every_sphere_are_scanned(rng):
+    layer = Layer(rng, 3001, count=32, levels=2, colours=1)
+    x = torch.tensor(rng.standard_normal((40, 64)), dtype=torch.float32, device="cuda")
+    x[::2] *= 1e6
+    ids, scores, work = layer.buffers(40, wide=True)
+    assert layer.call(x, ids, scores, work)
+    assert (work[::2, 1] == -1).all()
+    assert (work[1::2, 1] > 0).any()
+    layer.check(x, ids, scores)
+
+
 def test_structures_are_compacted_and_the_cores_are_named(rng):
     facts = Layer(rng, 4096).router.facts
     assert facts["abi"] in (84, 87, 93, 105)

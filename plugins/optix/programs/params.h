@@ -34,10 +34,9 @@ struct SearchParams {
     void *ids;           ///< [tokens, count] int32, or int64 if `wide_ids`
     float *scores;       ///< [tokens, count] choice scores, or null
     float *weights;      ///< [tokens, count] softmax over the scores, or null
-    std::int32_t
-        *work;      ///< [tokens, 2]: experts scored, structures traversed (-1: scanned); or null
-    float scale;    ///< power of two that brings spheres near one
-    float bias_max; ///< largest choice bias, zero without one
+    std::int32_t *work;  ///< [tokens, 2]: experts scored, structures traversed (-1: scanned)
+    float scale;         ///< power of two that brings spheres near one
+    float bias_max;      ///< largest choice bias, zero without one
     std::int32_t shell_count, quads;
     std::int32_t experts, rank, tokens, count;
     std::int32_t score; ///< cuda::ScoreCode

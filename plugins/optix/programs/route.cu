@@ -12,7 +12,7 @@ __constant__ SearchParams params;
 
 namespace {
 
-__device__ void store(const Search &s, long long token, int traversed) {
+__device__ void store(const Search &s, long long token) {
     const long long row = token * params.count;
     const float peak = cuda::unordered(cuda::order_of(s.keys[0]));
     float total = 0.0F;
@@ -35,10 +35,6 @@ __device__ void store(const Search &s, long long token, int traversed) {
             params.weights[row + i] = expf(value - peak) / total;
         }
     }
-    if (params.work != nullptr) {
-        params.work[2 * token] = s.scored;
-        params.work[2 * token + 1] = traversed;
-    }
 }
 
 } // namespace
@@ -57,7 +53,11 @@ extern "C" __global__ void __raygen__route() {
         optix::trace_point(params.shells[shell].handle, s.point[0] * params.scale,
                            s.point[1] * params.scale, s.point[2] * params.scale, &s);
     });
-    store(s, token, traversed);
+    params.work[2 * token] = s.scored;
+    params.work[2 * token + 1] = traversed;
+    if (traversed >= 0) {
+        store(s, token);
+    }
 }
 
 extern "C" __global__ void __intersection__sphere() {

@@ -10,8 +10,8 @@
 // than |p|^2 - K. A traversal calls the intersection program for every sphere around the point;
 // that scores the expert on all levels and the colour and keeps the best C. Once the C-th of them
 // beats |p|^2 - K (as a choice score, with a slack for float32) the list is the scan's, ties
-// included; otherwise the next shell whose bound it beats is traversed, and after the last the
-// experts are scanned.
+// included; otherwise the next shell whose bound it beats is traversed; what the last does not
+// prove is left to a scan by whole warps (kernels/scan.cu).
 //
 // Cost a token: one scored expert for every box of level 1 around the point, in one or a few
 // shells. That is little when centres are close to points of their own (one level; nested clusters)
@@ -32,18 +32,20 @@ struct Search {
     std::int32_t scored;
 };
 
-__device__ inline float choice_of(const SearchParams &a, const Search &s, int expert) {
+/// Choice score of an expert for a point [R]: the operations and their order are those of the CUDA
+/// kernels.
+__device__ inline float choice_of(const SearchParams &a, const float *point, int expert) {
     const Quad *row = a.rows + static_cast<long long>(expert) * a.quads;
     const Quad head = row[0];
     float logit = head.v[0];
-    logit = fmaf(head.v[2], s.point[0], logit);
-    logit = fmaf(head.v[3], s.point[1], logit);
+    logit = fmaf(head.v[2], point[0], logit);
+    logit = fmaf(head.v[3], point[1], logit);
     for (int q = 1; q < a.quads; ++q) {
         const Quad part = row[q];
         const int first = 4 * q - 2;
         for (int i = 0; i < 4; ++i) {
             if (first + i < a.rank) {
-                logit = fmaf(part.v[i], s.point[first + i], logit);
+                logit = fmaf(part.v[i], point[first + i], logit);
             }
         }
     }
@@ -54,7 +56,7 @@ __device__ inline float choice_of(const SearchParams &a, const Search &s, int ex
 /// Scores an expert and keeps it if it is among the best. Offering one again changes nothing: a
 /// traversal may call for a primitive more than once, and shells overlap.
 __device__ inline void offer(const SearchParams &a, Search &s, int expert) {
-    const cuda::Key key = cuda::key_of(cuda::ordered(choice_of(a, s, expert)), expert);
+    const cuda::Key key = cuda::key_of(cuda::ordered(choice_of(a, s.point, expert)), expert);
     ++s.scored;
     if (key <= s.keys[a.count - 1]) {
         return;
@@ -118,7 +120,7 @@ struct Bounds {
 };
 
 /// Fills the list; `trace(shell)` must offer every expert of that shell whose box holds the point.
-/// Returns the structures traversed, or -1 after a scan.
+/// Returns the structures traversed, or -1 when only a scan can tell.
 template <class Trace> __device__ int search(const SearchParams &a, Search &s, Trace trace) {
     for (int i = 0; i < a.count; ++i) {
         s.keys[i] = 0;
@@ -136,9 +138,6 @@ template <class Trace> __device__ int search(const SearchParams &a, Search &s, T
             return traversed;
         }
         shell = full ? wanted : shell + 1;
-    }
-    for (int expert = 0; expert < a.experts; ++expert) {
-        offer(a, s, expert);
     }
     return -1;
 }
