@@ -17,7 +17,11 @@ from spectral_runtime.attaching.load import NotCausal, model_class
 from spectral_runtime.errors import ModelError
 from spectral_runtime.gate import GateRule
 
-DECLARED = re.compile(r"[\"']router_logits[\"']\s*:\s*\[?\s*OutputRecorder")
+DECLARED = re.compile(
+    r"[\"']router_logits[\"']\s*:|^class \w*(Top[kK](Router|Gating)|MoEV\d+Gate|(Llama4|Dbrx)Router)\(",
+    re.MULTILINE,
+)
+"""What tells modelling code with routers: that it records them, or a router class where older versions do not."""
 GEMMA4 = {"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
 INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 2048,
            "indexer_compress_ratio": 4}  # fmt: skip
@@ -79,7 +83,7 @@ def list_families() -> list[FamilyRow]:
 
 
 def declaring_types() -> Iterator[str]:
-    """Model types of the language models whose modelling code records router logits."""
+    """Model types of the language models whose modelling code has routers."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
 

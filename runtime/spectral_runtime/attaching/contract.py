@@ -121,6 +121,26 @@ def form_logits(_: nn.Module, answer: Answer) -> Any:
     return lowered.scatter(1, answer.ids, answer.logits.gather(1, answer.ids))
 
 
+def read_reversed(_: nn.Module, __: nn.Module, output: Any) -> Route:
+    """Granite in transformers 5.17: (ids, weights, logits)."""
+    return output[1], output[0]
+
+
+def form_reversed(_: nn.Module, answer: Answer) -> Any:
+    """(ids, weights, logits)."""
+    return answer.ids, answer.weights, answer.logits
+
+
+def read_pair(_: nn.Module, __: nn.Module, output: Any) -> Route:
+    """LongCat in transformers 5.17: (weights, ids)."""
+    return output[0], output[1]
+
+
+def form_pair(_: nn.Module, answer: Answer) -> Any:
+    """(weights, ids)."""
+    return answer.weights, answer.ids
+
+
 CONTRACTS = {
     r"(Gemma4|DiffusionGemma).*Router": Contract(normed, read_triple, form_probabilities),
     r"Llama4Router": Contract(flat, read_scores, form_scores),
@@ -128,6 +148,12 @@ CONTRACTS = {
     r"DbrxRouter": Contract(flat, read_by_block, form_logits),
 }
 """Router class names to the contracts that behaviour cannot tell."""
+
+UNRECORDED = {
+    r"GraniteMoe\w*TopKRouter": Contract(flat, read_reversed, form_reversed),
+    r"LongcatFlashTopkRouter": Contract(flat, read_pair, form_pair),
+}
+"""The same, for versions of transformers in which these classes record nothing."""
 
 REFUSED = {
     r"Inkling(Text)?TopkRouter": "its router also weighs the shared experts",
@@ -139,9 +165,10 @@ REFUSED = {
 """Recorded class names that are not converted, and why."""
 
 
-def contract_of(kind: type[nn.Module]) -> Contract:
-    """The contract of a router class, found by its name or a base's."""
-    return next((c for name, c in CONTRACTS.items() if _named(kind, name)), STANDARD)
+def contract_of(kind: type[nn.Module], *, recorded: bool = True) -> Contract:
+    """The contract of a router class, found by its name or a base's; `recorded` when its model records it."""
+    known = CONTRACTS if recorded else {**UNRECORDED, **CONTRACTS}
+    return next((c for name, c in known.items() if _named(kind, name)), STANDARD)
 
 
 def refusal_of(kind: type[nn.Module]) -> str | None:

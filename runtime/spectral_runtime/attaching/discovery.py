@@ -20,7 +20,7 @@ CHOICE_BIAS_NAMES = ("e_score_correction_bias", "expert_bias", "expert_biases")
 OTHER_MODALITIES = re.compile(r"(^|\.)(vision|visual|image|audio|speech|talker)\w*(\.|$)")
 """Towers that a text never enters: their routers are left alone."""
 
-ROUTER_NAMES = re.compile(r"(Top[kK](Router|Gating)|MoEV\d+Gate)$")
+ROUTER_NAMES = re.compile(r"(Top[kK](Router|Gating)|MoEV\d+Gate|^(Llama4|Dbrx)Router)$")
 """What transformers calls its router classes."""
 
 Place = tuple[nn.Module, str]
@@ -95,10 +95,7 @@ def find_routers(model: nn.Module) -> tuple[RouterSite, ...]:
         ModelError: when the model's classes declare no router, none is present, or its family is refused.
     """
     refuse_bypassed(model)
-    targets: dict[type[nn.Module], int] = {}
-    for recorder in recorders(model):
-        targets[getattr(recorder, "target_class", recorder)] = getattr(recorder, "index", 0)
-    targets = targets or _targets_by_name(model)
+    targets = _targets(model)
     sites = tuple(_sites(model, targets))
     if not sites:
         name = type(model).__name__
@@ -109,13 +106,28 @@ def find_routers(model: nn.Module) -> tuple[RouterSite, ...]:
     return sites
 
 
-def _targets_by_name(model: nn.Module) -> dict[type[nn.Module], int]:
-    """Router classes by their names: transformers 5.17 has families (deepseek_v3, glm4_moe) that record nothing."""
-    kinds = {type(module) for module in model.modules()}
-    return dict.fromkeys((kind for kind in kinds if ROUTER_NAMES.search(kind.__name__)), 0)
+def _targets(model: nn.Module) -> dict[type[nn.Module], int | None]:
+    """Router classes and the place of the logits in what they answer; None where only the name tells a router.
+
+    In transformers 5.17 some families (deepseek_v3, dbrx) record nothing, others (llama4) the router's block.
+    """
+    named = {type(module) for module in model.modules() if ROUTER_NAMES.search(type(module).__name__)}
+    found: dict[type[nn.Module], int | None] = {}
+    for recorder in recorders(model):
+        kind = getattr(recorder, "target_class", recorder)
+        if kind is nn.Linear:
+            remedy = "update transformers: newer versions give this family a router"
+            inside = "a plain Linear, whose block chooses from its logits"
+            raise ModelError(type(model).__name__, expected="a router class", found=inside, remedy=remedy)
+        found[kind] = getattr(recorder, "index", 0)
+    if not found:
+        return dict.fromkeys(named)
+    blocks = [module for module in model.modules() if isinstance(module, tuple(found))]
+    inner = {type(part) for block in blocks for part in block.modules() if part is not block}
+    return {**dict.fromkeys(inner & named), **found}
 
 
-def _sites(model: nn.Module, targets: dict[type[nn.Module], int]) -> Iterator[RouterSite]:
+def _sites(model: nn.Module, targets: dict[type[nn.Module], int | None]) -> Iterator[RouterSite]:
     kinds = tuple(targets)
     for path, module in model.named_modules():
         if not isinstance(module, kinds) or OTHER_MODALITIES.search(path):
@@ -134,7 +146,7 @@ def _sites(model: nn.Module, targets: dict[type[nn.Module], int]) -> Iterator[Ro
         yield _site(path, module, block, index)
 
 
-def _site(path: str, module: nn.Module, block: nn.Module, index: int) -> RouterSite:
+def _site(path: str, module: nn.Module, block: nn.Module, index: int | None) -> RouterSite:
     weights = [(name, p) for name, p in module.named_parameters() if p.dim() == 2 and len(p) > 1]
     if len(weights) != 1:
         found = f"{type(module).__name__} with {len(weights)}"
@@ -145,11 +157,11 @@ def _site(path: str, module: nn.Module, block: nn.Module, index: int) -> RouterS
         path=path,
         module=module,
         block=block,
-        contract=contract_of(type(module)),
+        contract=contract_of(type(module), recorded=index is not None),
         weight_at=_place(module, name),
         bias_at=None if bias is None else _place(module, bias),
         choice_bias_at=_choice_bias(module, block),
-        logits_index=index,
+        logits_index=index or 0,
     )
 
 
