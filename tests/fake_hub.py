@@ -43,6 +43,8 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=dict)
+    """Bytes that went out of each file of a repository."""
     break_next: dict[str, int] = field(default_factory=dict)
     """Method and part of a path to the status its next request gets instead of an answer."""
 
@@ -214,6 +216,8 @@ class Handler(BaseHTTPRequestHandler):
         if repository is None:
             return None
         files = repository.files(revision)
+        if files is None and repository.files(revision.split("/")[0]) is not None:
+            return self.fault(404, "EntryNotFound")  # a folder: no repository here has any
         if files is None:
             return self.fault(404, "RevisionNotFound")
         return self.reply(
@@ -235,9 +239,16 @@ class Handler(BaseHTTPRequestHandler):
         data = files[path]
         sha = repository.branches.get(revision, revision)
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": sha}
-        return self.reply(
-            data, 200, {**headers, "Content-Type": "application/octet-stream", "Accept-Ranges": "none"}
-        )
+        headers |= {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        status = 200
+        if wanted:
+            first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            data, status = data[first : last + 1], 206
+        if self.command == "GET":
+            self.hub.sent[path] = self.hub.sent.get(path, 0) + len(data)
+        return self.reply(data, status, headers)
 
 
 NAME = r"([\w.-]+/[\w.-]+)"

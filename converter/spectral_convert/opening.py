@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Literal
 
 from spectral_convert.recipe import Recipe
 from spectral_convert.stream import open_streamed, stream_of
-from spectral_convert.stream.shards import read_headers, shard_files
+from spectral_convert.stream.quantised import method_of, refusal_of, widened_view
+from spectral_convert.stream.shards import Stored, of_metadata, read_headers, shard_files
 from spectral_convert.text import TextSet
 from spectral_runtime.attaching.load import load_base
 from spectral_runtime.errors import ConfigError, ModelError
@@ -36,8 +38,12 @@ def open_model(recipe: Recipe, *, load: Load, hub: Mapping[str, Any]) -> tuple[A
     if load not in ("auto", "stream", "full"):
         raise ConfigError("load", expected="auto, stream or full", found=load)
     dtype = dtype_of(recipe)
-    if load == "full" or (load == "auto" and _fits(recipe, dtype)):
-        return load_base(recipe.model, revision=recipe.revision, dtype=dtype, device=recipe.device, **hub)
+    if load == "full" or (load == "auto" and _fits(recipe, dtype, hub)):
+        model, tokenizer = load_base(
+            recipe.model, revision=recipe.revision, dtype=dtype, device=recipe.device, **hub
+        )
+        model.config._commit_hash = commit_of(recipe, hub)
+        return model, tokenizer
     return _streamed(recipe, dtype, hub)
 
 
@@ -48,14 +54,68 @@ def dtype_of(recipe: Recipe) -> str:
     return "float32" if recipe.device == "cpu" else "auto"
 
 
-def _fits(recipe: Recipe, dtype: str) -> bool:
-    """Whether a local checkpoint is small beside the free memory; what is on the Hub is small until it is here."""
-    folder = Path(recipe.model)
-    if not folder.is_dir() or not any(folder.glob("*.safetensors")):
-        return True
-    size = {"float32": 4, "bfloat16": 2, "float16": 2}.get(dtype, 2)
-    elements = sum(stored.numel for stored in read_headers(shard_files(folder)).values())
+def _fits(recipe: Recipe, dtype: str, hub: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is small beside the free memory, from its configuration and its shards' headers."""
+    try:
+        config = read_config(recipe, hub)
+        if method_of(config) == "fp8":
+            return False  # transformers cannot widen it on every machine; the stream can
+        found = stored_tensors(recipe, hub)
+        stored = found if refusal_of(config) else widened_view(config, found, recipe.model)
+    except ModelError:
+        return True  # no safetensors, or nothing at all: a full load reads the one and tells the other
+    name = (
+        str(getattr(config, "dtype", None) or "float32").removeprefix("torch.") if dtype == "auto" else dtype
+    )
+    size = {"float32": 4, "bfloat16": 2, "float16": 2}.get(name, 4)
+    elements = sum(math.prod(tensor.shape) for tensor in stored.values())
     return elements * size < WHOLE_BELOW * free_memory()
+
+
+def read_config(recipe: Recipe, hub: Mapping[str, Any]) -> Any:
+    """The checkpoint's configuration; nothing else is downloaded.
+
+    Raises:
+        ModelError: none can be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(recipe.model, revision=recipe.revision, **hub)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(recipe.model, expected="a readable config.json", found=reason) from error
+
+
+def commit_of(recipe: Recipe, hub: Mapping[str, Any]) -> str | None:
+    """The commit of a Hub checkpoint whose configuration has been read; None for a folder."""
+    if Path(recipe.model).is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    places = {"cache_dir": hub.get("cache_dir"), "revision": recipe.revision}
+    found = try_to_load_from_cache(recipe.model, "config.json", **places)
+    return Path(found).parent.name if isinstance(found, str) else None  # a snapshot's folder is its commit
+
+
+def stored_tensors(recipe: Recipe, hub: Mapping[str, Any]) -> dict[str, Stored]:
+    """Every tensor of a checkpoint, from the headers of its shards; on the Hub only those are downloaded.
+
+    Raises:
+        ModelError: a shard is missing, or the repository has no safetensors or does not answer.
+    """
+    if Path(recipe.model).is_dir():
+        return read_headers(shard_files(Path(recipe.model)))
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return read_headers(shard_files(checkpoint_folder(recipe, hub)))
+    try:
+        found = HfApi(token=hub.get("token")).get_safetensors_metadata(recipe.model, revision=recipe.revision)
+    except Exception as error:  # the client raises a dozen kinds for one meaning
+        reason = str(error).strip().split("\n")[0][:300]
+        raise ModelError(recipe.model, expected="safetensors on the Hub", found=reason) from error
+    return of_metadata({name: file.tensors for name, file in found.files_metadata.items()})
 
 
 def _streamed(recipe: Recipe, dtype: str, hub: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -71,8 +131,7 @@ def _streamed(recipe: Recipe, dtype: str, hub: Mapping[str, Any]) -> tuple[Any, 
         raise ModelError(str(folder), expected="a complete transformers checkpoint", found=reason) from error
     kind = getattr(config, "dtype", None) or torch.float32 if dtype == "auto" else getattr(torch, dtype)
     model = open_streamed(folder, config, dtype=kind, device=recipe.device)
-    if not Path(recipe.model).is_dir():
-        model.config._commit_hash = folder.name  # a snapshot's folder is named by its commit
+    model.config._commit_hash = commit_of(recipe, hub)
     return model, tokenizer
 
 

@@ -14,10 +14,17 @@ import torch
 
 from spectral_convert.families import classify_routers
 from spectral_convert.families.table import rule_text
-from spectral_convert.opening import WHOLE_BELOW, dtype_of, free_memory
+from spectral_convert.opening import (
+    WHOLE_BELOW,
+    commit_of,
+    dtype_of,
+    free_memory,
+    read_config,
+    stored_tensors,
+)
 from spectral_convert.recipe import Recipe, resolve
 from spectral_convert.stream.model import decoder_layers, partition
-from spectral_convert.stream.shards import BYTES, read_headers, shard_files
+from spectral_convert.stream.quantised import method_of, refusal_of
 from spectral_convert.stream.skeleton import empty_model
 from spectral_convert.text import SHARES
 from spectral_runtime.attaching.discovery import find_routers
@@ -47,6 +54,7 @@ class Shape:
     resident_bytes: int = 0
     active: int = 0
     """Parameters that one token meets."""
+    quantised: str | None = None
 
 
 def plan_conversion(
@@ -78,8 +86,8 @@ def plan_conversion(
         recipe, {**given, "calibration": given.get("calibration") or "(any)"} if recipe is None else given
     )
     hub = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    config = _config(resolved, hub)
-    facts = {"model": resolved.model, "revision": getattr(config, "_commit_hash", None) or resolved.revision,
+    config = read_config(resolved, hub)
+    facts = {"model": resolved.model, "revision": commit_of(resolved, hub) or resolved.revision,
              "model_type": config.model_type}  # fmt: skip
     stored, missing = _stored_bytes(resolved, hub)
     try:
@@ -95,27 +103,12 @@ def plan_conversion(
     }
 
 
-def _config(recipe: Recipe, hub: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(recipe.model, revision=recipe.revision, **hub)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(recipe.model, expected="a readable config.json", found=reason) from error
-
-
 def _stored_bytes(recipe: Recipe, hub: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Bytes of all shards, from their headers; and what is missing."""
     try:
-        if Path(recipe.model).is_dir():
-            return sum(s.bytes for s in read_headers(shard_files(Path(recipe.model))).values()), []
-        from huggingface_hub import HfApi
-
-        found = HfApi(token=hub["token"]).get_safetensors_metadata(recipe.model, revision=recipe.revision)
-        return int(sum(count * BYTES.get(kind, 4) for kind, count in found.parameter_count.items())), []
-    except Exception as error:  # an absent shard is what a plan is there to tell
-        return 0, [str(error).strip().split("\n")[0][:300]]
+        return sum(stored.bytes for stored in stored_tensors(recipe, hub).values()), []
+    except ModelError as error:  # an absent shard is what a plan is there to tell
+        return 0, [str(error)]
 
 
 def shape_of(recipe: Recipe, config: Any) -> Shape:
@@ -145,6 +138,7 @@ def shape_of(recipe: Recipe, config: Any) -> Shape:
         layer_bytes=[sum(sizes.get(name, 0) for name in names) for names in streamed],
         resident_bytes=sum(sizes.get(name, 0) for name in resident),
         active=int(sum(t.numel() for t in tensors.values()) - experts * (1 - share)),
+        quantised=method_of(config),
     )
 
 
@@ -165,7 +159,7 @@ def _described(shape: Shape) -> dict[str, Any]:
 
 def _needs(recipe: Recipe, shape: Shape, stored: int, out: Path) -> dict[str, Any]:
     whole = sum(shape.layer_bytes) + shape.resident_bytes
-    streamed = whole > WHOLE_BELOW * free_memory()
+    streamed = shape.quantised == "fp8" or whole > WHOLE_BELOW * free_memory()
     peak = (
         int(LAYERS_HELD * max(shape.layer_bytes) + shape.resident_bytes + FIXED)
         if streamed
@@ -211,10 +205,9 @@ def _seconds(recipe: Recipe, shape: Shape, read: int) -> float | None:
 
 def _refusals(recipe: Recipe, config: Any, shape: Shape, needs: Mapping[str, Any]) -> list[str]:
     found = []
-    if getattr(config, "quantization_config", None) is not None and needs["load"] == "stream":
-        found.append(
-            "quantised weights cannot be streamed: save a dequantised copy first, or use --load full"
-        )
+    reason = refusal_of(config)
+    if reason is not None and needs["load"] == "stream":
+        found.append(f"{reason} cannot be streamed: save a dequantised copy first, or use --load full")
     if needs["peak_memory"] > needs["free_memory"]:
         found.append(
             f"needs {needs['peak_memory'] / 2**30:.1f} GiB of memory, {needs['free_memory'] / 2**30:.1f} are free"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from spectral_convert.card import model_card
+from spectral_convert.licence import base_licence
 from spectral_runtime.bundle import Bundle, load_bundle
 from spectral_runtime.errors import BundleError
 
-LICENCE_KEYS = ("license", "license_name", "license_link")
 AGAIN = "run the same command again: what has arrived is not sent twice"
-logger = logging.getLogger(__name__)
 
 
 def push_bundle(
@@ -62,9 +59,8 @@ def push_bundle(
 def _upload(api: Any, bundle: Bundle, repo: str, revision: str | None, create_pr: bool) -> Any:
     from huggingface_hub import CommitOperationAdd
 
-    card = model_card(
-        bundle.manifest, _record(bundle), licence=base_licence(bundle.manifest.base_model, api), place=repo
-    )
+    licence = base_licence(bundle.manifest.base_model, token=api.token)
+    card = model_card(bundle.manifest, _record(bundle), licence=licence, place=repo)
     operations = [CommitOperationAdd("README.md", card.encode())]
     for name in sorted([*bundle.manifest.files, "spectral_config.json"]):
         operations.append(CommitOperationAdd(f"spectral/{name}", str(bundle.path / name)))
@@ -81,27 +77,6 @@ def _record(bundle: Bundle) -> dict[str, Any]:
     file = bundle.path / "evidence" / "evaluate.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found
-
-
-def base_licence(base: Any, api: Any = None) -> dict[str, str]:
-    """What the base model's card says of its licence: a local folder's README, or the Hub's; empty when unknown."""
-    from huggingface_hub import ModelCard
-
-    folder = Path(base.id)
-    try:
-        if folder.is_dir():
-            card = ModelCard.load(folder / "README.md")
-        else:
-            with tempfile.TemporaryDirectory() as place:
-                file = api.hf_hub_download(base.id, "README.md", revision=base.revision, cache_dir=place)
-                card = ModelCard.load(file)
-    except Exception as fault:  # a base without a readable card is common, and no reason to stop
-        logger.warning(
-            "no licence is copied, the card of %s cannot be read: %s", base.id, str(fault).split("\n")[0]
-        )
-        return {}
-    stated = card.data.to_dict()
-    return {key: str(stated[key]) for key in LICENCE_KEYS if stated.get(key)}
 
 
 def _verify(api: Any, bundle: Bundle, repo: str, info: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -104,17 +103,6 @@ def test_bfloat16_equals_a_full_load(tmp_path: Path) -> None:
     ids = torch.arange(9)[None]
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, whole(input_ids=ids).logits)
-
-
-def test_quantised_checkpoints_are_refused(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, "olmoe")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {"quant_method": "fp8"}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(
-        ModelError, match=r"expected plain weights to stream, found quantised ones .*--load full"
-    ):
-        streamed(folder)
 
 
 def test_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from fake_hub import FakeHub, Hub
+from fake_hub import Hub
 from pico_bundles import make_bundle
 
 from spectral_convert.push import push_bundle
@@ -18,24 +17,6 @@ from spectral_runtime.errors import BundleError
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Use 'content=:DeprecationWarning"
 )  # the client's own use of httpx
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    with FakeHub() as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        url = f"{served.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", "")
-        monkeypatch.delenv("HF_TOKEN")
-        yield served
-        huggingface_hub.close_session()
 
 
 @pytest.fixture

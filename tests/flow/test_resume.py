@@ -135,3 +135,9 @@ def test_left_over_parts_are_swept(tmp_path: Path) -> None:
 def test_every_setting_is_known_to_act_before_or_in_the_fit() -> None:
     assert set(Recipe.__dataclass_fields__) >= NOT_FITTED
     assert digest_of(Recipe(levels=1)) != digest_of(Recipe(levels=2))
+
+
+def test_the_recipe_of_a_bundle_gives_its_bytes_again(world: dict[str, Any], tmp_path: Path) -> None:
+    convert_checkpoint(**world, out=tmp_path / "first", colour=1, mode="prefilter", candidates=3, seed=5)
+    convert_checkpoint(recipe=tmp_path / "first", out=tmp_path / "second")
+    assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectral_convert.stream.quantised import widened_view
 from spectral_convert.stream.relay import relay, stop_before
 from spectral_convert.stream.shards import read_headers, shard_files
 from spectral_convert.stream.skeleton import Loader, empty_model
@@ -91,16 +92,12 @@ def open_streamed(
         scratch: where activations spill to.
 
     Raises:
-        ModelError: no routers, missing shards, or weights that must be dequantised.
+        ModelError: no routers, missing shards, or weights quantised by a method that is not read here.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        remedy = "save a dequantised copy first, or load it whole with --load full"
-        raise ModelError(
-            str(folder), expected="plain weights to stream", found="quantised ones", remedy=remedy
-        )
+    stored = widened_view(config, read_headers(shard_files(folder)), str(folder))
     return_freed_memory()
     model = empty_model(config, dtype)
-    loader = Loader(model, read_headers(shard_files(folder)), dtype, device)
+    loader = Loader(model, stored, dtype, device)
     prefix, layers = decoder_layers(model)
     resident, streamed = partition(model, prefix, len(layers))
     model.spectral_stream = Stream(loader, streamed, device, folder=scratch)

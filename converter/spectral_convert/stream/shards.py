@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,15 @@ def read_headers(files: list[Path]) -> dict[str, Stored]:
                 file, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0]
             )
     return found
+
+
+def of_metadata(files: Mapping[str, Mapping[str, Any]]) -> dict[str, Stored]:
+    """The same from what the Hub's client parsed: file name to tensor name to dtype, shape and offsets."""
+    return {
+        name: Stored(Path(file), tensor.dtype, tuple(tensor.shape))
+        for file, tensors in files.items()
+        for name, tensor in tensors.items()
+    }
 
 
 def read_header(file: Path) -> tuple[int, dict[str, Any]]:

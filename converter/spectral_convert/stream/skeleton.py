@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from spectral_convert.stream.quantised import Quantised
 from spectral_convert.stream.shards import Stored
 from spectral_runtime.attaching.load import model_class
 from spectral_runtime.errors import ModelError
@@ -17,6 +18,7 @@ from spectral_runtime.errors import ModelError
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 
 
@@ -51,23 +53,14 @@ def _empty_parameters() -> Iterator[None]:
 class FileSlice:
     """A tensor of a shard as the library's loader asks for it; read, not mapped, so that no page stays resident."""
 
-    def __init__(self, stored: Stored) -> None:
-        self.stored = stored
+    def __init__(self, stored: Stored | Quantised, dtype: torch.dtype) -> None:
+        self.stored, self.dtype = stored, dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         stored = self.stored
-        # As far from an aligned address as in a mapped file: the last bits of some sums depend on it.
-        shift = stored.offset % ALIGNMENT
-        data = torch.empty(stored.bytes + shift, dtype=torch.uint8)[shift:]
-        with stored.file.open("rb", buffering=0) as file:
-            file.seek(stored.offset)
-            view = memoryview(data.numpy().data)
-            while view and (count := file.readinto(view)):
-                view = view[count:]
-        if view:
-            expected = f"{stored.bytes} bytes at {stored.offset}"
-            raise ModelError(str(stored.file), expected=expected, found=f"{len(view)} fewer")
-        return data.view(DTYPES[stored.dtype]).view(stored.shape)[index]
+        if isinstance(stored, Stored):
+            return _read(stored)[index]
+        return stored.widen(_read(stored.packed), _read(stored.scale), self.dtype)[index]
 
     def get_shape(self) -> list[int]:
         """Sizes, as safetensors gives them."""
@@ -75,13 +68,31 @@ class FileSlice:
 
     def get_dtype(self) -> str:
         """The dtype's name in the file."""
-        return self.stored.dtype
+        kinds = {dtype: name for name, dtype in DTYPES.items()}
+        return self.stored.dtype if isinstance(self.stored, Stored) else kinds[self.dtype]
+
+
+def _read(stored: Stored) -> torch.Tensor:
+    # As far from an aligned address as in a mapped file: the last bits of some sums depend on it.
+    shift = stored.offset % ALIGNMENT
+    data = torch.empty(stored.bytes + shift, dtype=torch.uint8)[shift:]
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        view = memoryview(data.numpy().data)
+        while view and (count := file.readinto(view)):
+            view = view[count:]
+    if view:
+        expected = f"{stored.bytes} bytes at {stored.offset}"
+        raise ModelError(str(stored.file), expected=expected, found=f"{len(view)} fewer")
+    return data.view(DTYPES[stored.dtype]).view(stored.shape)
 
 
 class Loader:
     """Fills parts of an empty model from shards through the library's own renaming and conversion."""
 
-    def __init__(self, model: Any, stored: dict[str, Stored], dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, model: Any, stored: Mapping[str, Stored | Quantised], dtype: torch.dtype, device: str
+    ) -> None:
         self.model, self.stored, self.dtype, self.device = model, stored, dtype, device
         self.sources = self._sources()
 
@@ -124,7 +135,7 @@ class Loader:
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._mapping(),
         )
-        slices = {key: FileSlice(self.stored[key]) for key in keys}
+        slices = {key: FileSlice(self.stored[key], self.dtype) for key in keys}
         with _one_at_a_time():
             found = convert_and_load_state_dict_in_model(self.model, slices, config)
         info = found[0] if isinstance(found, tuple) else found

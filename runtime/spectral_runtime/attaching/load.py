@@ -46,7 +46,7 @@ def load_base(
         kind = model_class(config)
         options = plain_weights(config) | options
         model = kind.from_pretrained(str(source), config=config, revision=revision, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:  # FP8 weights need accelerate
         reason = str(error).strip().splitlines()[0]
         if "trust_remote_code" in str(error):
             raise ModelError(
