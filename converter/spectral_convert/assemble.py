@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import spectral_runtime
+from spectral_convert.converted import ConvertedLayer
 from spectral_convert.recipe import Recipe
-from spectral_convert.risk import MarginCurve, RiskCurve
-from spectral_runtime.attaching.discovery import RouterSite, router_sha256
+from spectral_convert.risk import MarginCurve
+from spectral_runtime.attaching.discovery import router_sha256
 from spectral_runtime.bundle import Bundle, LayerTensors
 from spectral_runtime.bundle.manifest import (
     FORMAT_VERSION,
     BaseModel,
-    Certificate,
     LayerEntry,
     Manifest,
     Mode,
@@ -26,25 +25,10 @@ from spectral_runtime.bundle.manifest import (
     routers_digest,
 )
 from spectral_runtime.errors import ConfigError
-from spectral_runtime.gate import GateRule
-from spectral_runtime.geometry import Bvh, Geometry
+from spectral_runtime.geometry import Geometry
 
 DENSE_ABOVE = 0.5
 """In mode `auto`, a layer that needs more than this share of its experts as candidates keeps its gate."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertedLayer:
-    """Everything the stages found out about one layer."""
-
-    site: RouterSite
-    rule: GateRule
-    geometry: Geometry
-    explained: tuple[float, ...]
-    bvh: Bvh
-    curve: RiskCurve
-    margins: MarginCurve
-    certificate: Certificate
 
 
 def assemble_bundle(
@@ -116,11 +100,13 @@ def _float(tensor: Any) -> np.ndarray | None:
 
 
 def choose_mode(recipe: Recipe, layer: ConvertedLayer) -> tuple[Mode, int, float | None]:
-    """Mode, C and margin of one layer: what the recipe says, or for `auto` what the certificate allows.
+    """Mode, C and margin of one layer: what a budget chose, what the recipe says, or what the certificate allows.
 
     Raises:
         ConfigError: when the recipe's candidates do not fit the layer.
     """
+    if layer.choice is not None:
+        return layer.choice.mode, layer.choice.candidates, layer.choice.margin
     experts, top_k = layer.rule.experts, layer.rule.top_k
     if recipe.candidates is not None and not top_k <= recipe.candidates <= experts:
         where = f"recipe.candidates ({layer.site.path})"

@@ -99,7 +99,8 @@ def convert_command(as_json: bool, dry_run: bool, **settings: Any) -> None:
     conversion = convert_checkpoint(settings.pop("model"), **settings)
     record = conversion.evaluation.as_json()
     facts = describe(conversion.bundle)
-    show({**facts, "evaluation": record}, as_json, lambda out: _print_conversion(out, facts, record))
+    facts |= {"evaluation": record, "budget": conversion.budget}
+    show(facts, as_json, lambda out: _print_conversion(out, facts, record))
 
 
 @spectral.command("plan")
@@ -122,9 +123,12 @@ def _show_plan(as_json: bool, settings: dict[str, Any]) -> None:
 
 
 def _print_conversion(out: Any, facts: dict[str, Any], record: dict[str, Any]) -> None:
-    from spectral_convert.terminal import bundle_table, perplexity_line
+    from spectral_convert.terminal import budget_lines, budget_table, bundle_table, perplexity_line
 
     out.print(bundle_table(facts))
+    if facts["budget"] is not None:
+        out.print(budget_table(facts["budget"]))
+        out.print("\n".join(budget_lines(facts["budget"], record)), markup=False)
     out.print(f"evaluate split: {perplexity_line(record)}")
     out.print(f"bundle written to {facts['path']}")
 

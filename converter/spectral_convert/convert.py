@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from spectral_convert.assemble import ConvertedLayer, assemble_bundle, fit_evidence
+from spectral_convert.assemble import assemble_bundle, fit_evidence
 from spectral_convert.capture import capture_routing, warn_rare
 from spectral_convert.captured import LayerCapture
 from spectral_convert.card import model_card
 from spectral_convert.certify import certify_layer, certify_margin, margin_curve, require_disjoint, risk_curve
+from spectral_convert.choose import Chosen, Measure, choose_layers, shapes, verdict
+from spectral_convert.converted import ConvertedLayer
 from spectral_convert.engine import Engine, EngineName, open_engine, require_engine
 from spectral_convert.evaluate import Evaluation, evaluate_model
 from spectral_convert.families import classify_routers
@@ -39,6 +41,8 @@ class Conversion:
 
     bundle: Bundle
     evaluation: Evaluation
+    budget: dict[str, Any] | None = None
+    """What a budget chose for each layer and why, and whether the evaluate split bears it out."""
 
 
 def convert_checkpoint(
@@ -90,17 +94,22 @@ def convert_checkpoint(
     budget_activations(network, texts, memory, folder)
     captures = pieces.capture(sites, lambda: capture_routing(network, sites, texts, sample=resolved.trains))
     warn_rare(captures, resolved.alpha)
-    with open_engine(engine, address=ray_address, device=resolved.device) as fits:
-        convert = functools.partial(_convert_layer, pieces, fits, texts["certify"])
-        done = fits.map(convert, captures, rules)
-        layers = list(tqdm(done, total=len(captures), desc="fit layers", disable=None, leave=False))
     splits = {name: text.split for name, text in texts.items()}
-    bundle = assemble_bundle(resolved, network, layers, splits, target)
+    assemble = functools.partial(assemble_bundle, resolved, network, splits=splits, out=target)
+    with open_engine(engine, address=ray_address, device=resolved.device) as fits:
+        convert = functools.partial(_convert_layers, fits=fits, captures=captures, rules=rules, texts=texts)
+        if resolved.budget is None:
+            layers, chosen = convert(pieces), None
+        else:
+            chosen = _choose(pieces, convert, lambda x: _increase(pieces, network, assemble(layers=x), texts))
+            layers = chosen.layers
+    bundle = assemble(layers=layers)
     evaluation = _evaluate(pieces, network, bundle, texts["evaluate"])
-    written = _write(bundle, layers, evaluation, overwrite)
+    budget = None if chosen is None else verdict(chosen.record, evaluation.as_json())
+    written = _write(bundle, layers, evaluation, budget, overwrite)
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
-    return Conversion(written, evaluation)
+    return Conversion(written, evaluation, budget)
 
 
 def _texts(recipe: Recipe, tokenizer: Any) -> dict[str, TextSet]:
@@ -113,6 +122,36 @@ def _texts(recipe: Recipe, tokenizer: Any) -> dict[str, TextSet]:
     )  # fmt: skip
     require_disjoint(texts["fit"].split, texts["certify"].split)
     return texts
+
+
+def _convert_layers(
+    pieces: Pieces,
+    *,
+    fits: Engine,
+    captures: Sequence[LayerCapture],
+    rules: Sequence[GateRule],
+    texts: dict[str, TextSet],
+) -> Sequence[ConvertedLayer]:
+    convert = functools.partial(_convert_layer, pieces, fits, texts["certify"])
+    done = fits.map(convert, captures, rules)
+    recipe = pieces.recipe
+    label = f"fit layers, L {recipe.levels} S {recipe.colour}"
+    return list(tqdm(done, total=len(captures), desc=label, disable=None, leave=False))
+
+
+def _choose(
+    pieces: Pieces, convert: Callable[[Pieces], Sequence[ConvertedLayer]], measure: Measure
+) -> Chosen:
+    """Every shape of the ladder for every layer, and the cheapest plan of them within the recipe's budget."""
+    recipe = pieces.recipe
+    assert recipe.budget is not None
+    ladder = [convert(pieces.with_shape(*shape)) for shape in shapes(recipe.levels, recipe.colour)]
+    return choose_layers(ladder, recipe.budget, measure)
+
+
+def _increase(pieces: Pieces, network: Any, bundle: Bundle, texts: dict[str, TextSet]) -> float:
+    """Percent of perplexity that a plan costs on the certify split; the evaluate split stays unseen."""
+    return _evaluate(pieces, network, bundle, texts["certify"]).perplexity.delta_pct
 
 
 def _convert_layer(
@@ -145,14 +184,20 @@ def _evaluate(pieces: Pieces, network: Any, bundle: Bundle, text: TextSet) -> Ev
         length = pieces.recipe.sequence_length
         return asdict(evaluate_model(network, bundle, text, sequence_length=length))
 
-    key = [layer.entry for layer in bundle.layers]
+    key = [[layer.entry for layer in bundle.layers], text.split.sha256]
     return parse(Evaluation, pieces.evaluate(key, make), where="work folder")
 
 
 def _write(
-    bundle: Bundle, layers: Sequence[ConvertedLayer], evaluation: Evaluation, overwrite: bool
+    bundle: Bundle,
+    layers: Sequence[ConvertedLayer],
+    evaluation: Evaluation,
+    budget: dict[str, Any] | None,
+    overwrite: bool,
 ) -> Bundle:
-    evidence = {"fit": fit_evidence(layers), "evaluate": evaluation.as_json()}
+    evidence: dict[str, Any] = {"fit": fit_evidence(layers), "evaluate": evaluation.as_json()}
+    if budget is not None:
+        evidence["budget"] = budget
     card = model_card(bundle.manifest, evaluation.as_json())
     return write_bundle(
         bundle.path, bundle.manifest, bundle.layers, evidence=evidence, card=card, overwrite=overwrite

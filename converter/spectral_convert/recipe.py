@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,18 @@ from spectral_runtime.strict import parse
 def setting(default: Any, text: str) -> Any:
     """A recipe field with its one-line explanation, which becomes the flag's help."""
     return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a conversion may lose; the cheapest way to stay within it is looked for."""
+
+    max_increase: float | None
+    """Percent of perplexity."""
+    min_recall: float | None
+    """Share of the gate's experts that each layer keeps."""
+    target: Literal["cpu", "cuda"]
+    adaptive: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +59,14 @@ class Recipe:
         "candidate sets of their own size for every token: the certified margin, or a mean size of --candidates",
     )
     candidates: int | None = setting(None, "C of prefilter for all layers; default: the certified number")
+    max_ppl_increase: str | None = setting(
+        None,
+        "budget, such as 0.5%: mode, levels, colour and candidates are chosen per layer to stay within it",
+    )
+    min_recall: float | None = setting(
+        None, "budget: share of the gate's experts that every layer must keep, such as 0.99"
+    )
+    target: Literal["cpu", "cuda"] = setting("cpu", "back-end whose modelled cost a budget minimises")
     alpha: float = setting(0.01, "largest expected share of expert weight the candidates may miss")
     seed: int = setting(0, "seed of the document split")
     device: str = setting("cpu", "torch device that runs the model")
@@ -63,13 +84,43 @@ class Recipe:
         _at_least("sequence_length", self.sequence_length, 2)
         if self.candidates is not None:
             _at_least("candidates", self.candidates, 1)
+        if self.min_recall is not None and not 0.0 < self.min_recall <= 1.0:
+            expected = "a share above 0 and at most 1"
+            raise ConfigError("recipe.min_recall", expected=expected, found=str(self.min_recall))
+        if self.budget is not None and (self.mode != "auto" or self.candidates is not None):
+            found = f"mode {self.mode}, candidates {self.candidates}"
+            remedy = "drop the budget, or --mode and --candidates"
+            raise ConfigError(
+                "recipe budget", expected="mode auto, which chooses", found=found, remedy=remedy
+            )
         if not 0.0 < self.alpha < 1.0:
             raise ConfigError("recipe.alpha", expected="a share between 0 and 1", found=str(self.alpha))
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget that is asked for, if any."""
+        if self.max_ppl_increase is None and self.min_recall is None:
+            return None
+        most = None if self.max_ppl_increase is None else _percent(self.max_ppl_increase)
+        return Budget(most, self.min_recall, self.target, self.adaptive)
 
     @property
     def trains(self) -> bool:
         """Whether fits are refined: geometry that only filters is trained for that."""
         return self.refine and self.mode in ("auto", "prefilter")
+
+
+def _percent(text: str) -> float:
+    """The number of a percentage; a bare number could mean either."""
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if number == text.strip() or not 0.0 <= value < math.inf:
+        expected = "a percentage of at least 0, such as 0.5%"
+        raise ConfigError("recipe.max_ppl_increase", expected=expected, found=repr(text))
+    return value
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,7 +22,19 @@ from spectral_runtime.geometry import Bvh, Geometry
 
 NOT_FITTED = frozenset(
     {"model", "revision", "calibration", "text_field", "chat_template", "tokens", "sequence_length", "seed"}
-    | {"mode", "candidates", "adaptive", "refine", "alpha", "gate_rows", "device", "dtype"}
+    | {
+        "mode",
+        "candidates",
+        "adaptive",
+        "refine",
+        "max_ppl_increase",
+        "min_recall",
+        "target",
+        "alpha",
+        "gate_rows",
+        "device",
+        "dtype",
+    }
 )
 """Settings that no closed form sees: they act before it, and are in the capture's digest, or after it."""
 Fitted = tuple[Geometry, tuple[float, ...], Bvh, RiskCurve, MarginCurve]
@@ -36,6 +49,12 @@ class Pieces:
         split = windows["fit"], windows["certify"]
         self.seen = digest_of(tool_versions(), base, recipe.device, *split)
         self.held_out = digest_of(windows["evaluate"], recipe.sequence_length)
+
+    def with_shape(self, levels: int, colour: int) -> Pieces:
+        """These pieces for fits of another shape; captures and evaluations stay the same."""
+        other = copy.copy(self)
+        other.recipe = dataclasses.replace(self.recipe, levels=levels, colour=colour)
+        return other
 
     def capture(
         self, sites: Sequence[RouterSite], make: Callable[[], Sequence[LayerCapture]]

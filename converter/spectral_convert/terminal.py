@@ -107,6 +107,48 @@ def bench_table(record: dict[str, Any]) -> Table:
     )
 
 
+def budget_table(record: dict[str, Any]) -> Table:
+    """What a budget gave each layer: multiply-adds against the gate's, weight missed and recall on the certify split."""
+    rows = [
+        (
+            short_path(layer["path"]),
+            layer["mode"],
+            str(layer["levels"]),
+            str(layer["colour"]),
+            f"{layer['mean_candidates']:.1f}",
+            _share(layer["cost"] / layer["gate_cost"]),
+            _share(layer["missed"]),
+            str(layer["options"]),
+        )
+        for layer in record["layers"]
+    ]
+    columns = ("layer", "mode", "L", "S", "mean C", "cost of gate", "missed", "options")
+    return table("chosen within the budget", columns, rows)
+
+
+def budget_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    """Budget, measurement, verdict."""
+    asked = []
+    if record["max_increase"] is not None:
+        asked.append(f"perplexity at most {record['max_increase']:+g} %")
+    if record["min_recall"] is not None:
+        asked.append(f"recall at least {record['min_recall']:g} in every layer")
+    lines = [
+        f"budget: {' and '.join(asked)}; modelled cost {record['cost'] / record['gate_cost']:.2f} of the gates'"
+    ]
+    if record["rounds"]:
+        measured = ", ".join(f"{step['increase_pct']:+.3f} %" for step in record["rounds"])
+        lines.append(f"plans measured on the certify split: {measured}")
+    excess = {"max_increase": "points of perplexity", "min_recall": "of recall"}
+    missed = [f"{value:.4f} {excess[key]}" for key, value in record["over"].items() if value > 0]
+    lines.append(
+        f"evaluate split: the budget is met ({evaluation['delta_pct']:+.3f} %)"
+        if record["met"]
+        else f"evaluate split: over the budget by {' and '.join(missed)}"
+    )
+    return lines
+
+
 def console() -> Console:
     """Standard output; rich drops colour when it is not a terminal or NO_COLOR is set."""
     return Console(highlight=False, soft_wrap=True)

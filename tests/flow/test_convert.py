@@ -161,3 +161,18 @@ def test_the_closed_form_can_be_kept(tmp_path: Path) -> None:
         for on in (False, True)
     )
     assert sum(q.kept_mass for q in refined) > sum(q.kept_mass for q in closed)
+
+
+def test_a_budget_is_spent_and_reported(tmp_path: Path) -> None:
+    settings = {**QUICK, "levels": 2, "max_ppl_increase": "3%"}
+    made = convert_checkpoint(str(CHECKPOINT), out=tmp_path / "b", **settings)
+    assert made.budget is not None
+    assert made.budget["rounds"][-1]["increase_pct"] <= 3.0 or made.budget["cost"] == made.budget["gate_cost"]
+    stored = json.loads((made.bundle.path / "evidence" / "budget.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(made.budget))
+    modes = [layer.entry.mode for layer in load_bundle(made.bundle.path).layers]
+    assert modes == [layer["mode"] for layer in made.budget["layers"]]
+    again = convert_checkpoint(recipe=made.bundle.path, out=tmp_path / "again")
+    assert [layer.entry.candidates for layer in again.bundle.layers] == [
+        layer["candidates"] for layer in made.budget["layers"]
+    ]

@@ -18,7 +18,7 @@ RUNTIME, CONVERTER, PLUGINS = (
 
 HEAVY = {"torch", "transformers", "safetensors", "accelerate"}
 STAGES = {
-    *("plan", "capture", "fit", "tree", "certify", "heal", "assemble"),
+    *("plan", "capture", "fit", "tree", "certify", "choose", "heal", "assemble"),
     *("evaluate", "analyse", "bench", "report", "push", "export"),
 }
 LAYERS = (

@@ -111,7 +111,9 @@ def routes_of_model(
     """The routes that `attach(model, bundle, mode)` would run; same arguments, same errors."""
     planned = plan_layers(model, bundle, mode, candidates)
     if any(layer.margin is not None for layer in planned):
-        logger.warning("adaptive candidate sets are exported at their cap: more candidates a token, never fewer")
+        logger.warning(
+            "adaptive candidate sets are exported at their cap: more candidates a token, never fewer"
+        )
     return tuple(route_of(layer, tensors) for layer, tensors in zip(planned, bundle.layers, strict=True))
 
 
