@@ -2,7 +2,8 @@
 // header, no link.
 //
 // OrtApi is a table that only grows, so a slot's number is stable; OrtCustomOp has 26 words.
-// Verified with ONNX Runtime 1.31.1 (tests/plugins/test_onnxruntime.py runs it).
+// Verified with ONNX Runtime 1.31.1 (tests/plugins/test_onnxruntime.py runs it), and every slot
+// against the C header of interface 29.
 #pragma once
 
 #include <cstddef>
@@ -43,6 +44,7 @@ enum class Slot : std::size_t {
     KernelContext_GetOutput = 91,
     ReleaseStatus = 93,
     ReleaseTensorTypeAndShapeInfo = 99,
+    KernelContext_GetGPUComputeStream = 193,
     KernelContext_ParallelFor = 274,
 };
 

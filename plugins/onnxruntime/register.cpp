@@ -1,9 +1,10 @@
-// The custom operators spectral::BvhRoute, one per pair of types, and the entry point that
-// registers them.
-#include <array>
+// The custom operators spectral::BvhRoute, one per provider and pair of types, and the entry point
+// that registers them.
 #include <exception>
 #include <memory>
+#include <vector>
 
+#include "cuda_kernel.h"
 #include "ort_abi.h"
 #include "route_kernel.h"
 
@@ -15,6 +16,7 @@ struct RouteOp {
     CustomOp op{};
     Element states = Element::f32;
     Element weights = Element::f32;
+    bool cuda = false;
 };
 
 const RouteOp &of(const CustomOp *op) {
@@ -32,10 +34,17 @@ Element output_type(const CustomOp *op, std::size_t index) {
     return index == 0 ? Element::i32 : of(op).weights;
 }
 
-Status *create(const CustomOp *, const void *table, const KernelInfo *info, void **kernel) {
+Status *create(const CustomOp *op, const void *table, const KernelInfo *info, void **kernel) {
     const Api api(table);
     try {
-        *kernel = std::make_unique<RouteKernel>(api, info).release();
+        RouteNode node(api, info);
+        std::unique_ptr<Kernel> made;
+        if (of(op).cuda) {
+            made = std::make_unique<CudaKernel>(std::move(node));
+        } else {
+            made = std::make_unique<RouteKernel>(std::move(node));
+        }
+        *kernel = made.release();
         return nullptr;
     } catch (const std::exception &error) {
         return api.failed(error.what());
@@ -43,7 +52,7 @@ Status *create(const CustomOp *, const void *table, const KernelInfo *info, void
 }
 
 Status *compute(void *kernel, KernelContext *context) {
-    auto &mine = *static_cast<RouteKernel *>(kernel);
+    auto &mine = *static_cast<Kernel *>(kernel);
     try {
         mine.compute(context);
         return nullptr;
@@ -52,19 +61,22 @@ Status *compute(void *kernel, KernelContext *context) {
     }
 }
 
-RouteOp make_op(Element states, Element weights) {
+RouteOp make_op(Element states, Element weights, bool on_gpu) {
     RouteOp made;
     made.states = states;
     made.weights = weights;
+    made.cuda = on_gpu;
     CustomOp &op = made.op;
     op.version = api_version;
     op.GetName = [](const CustomOp *) { return "BvhRoute"; };
-    op.GetExecutionProviderType = [](const CustomOp *) { return "CPUExecutionProvider"; };
+    op.GetExecutionProviderType = [](const CustomOp *mine) {
+        return of(mine).cuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+    };
     op.GetInputType = input_type;
     op.GetInputTypeCount = [](const CustomOp *) -> std::size_t { return inputs; };
     op.GetOutputType = output_type;
     op.GetOutputTypeCount = [](const CustomOp *) -> std::size_t { return 2; };
-    op.KernelDestroy = [](void *kernel) { delete static_cast<RouteKernel *>(kernel); };
+    op.KernelDestroy = [](void *kernel) { delete static_cast<Kernel *>(kernel); };
     op.GetInputCharacteristic = [](const CustomOp *, std::size_t) { return 0; };
     op.GetOutputCharacteristic = [](const CustomOp *, std::size_t) { return 0; };
     op.GetInputMemoryType = [](const CustomOp *, std::size_t) { return 0; };
@@ -79,14 +91,29 @@ RouteOp make_op(Element states, Element weights) {
     return made;
 }
 
+/// On the CUDA provider only where there is a driver: elsewhere the session would refuse the node.
+std::vector<RouteOp> make_ops() {
+    const std::pair<Element, Element> types[] = {{Element::f32, Element::f32},
+                                                 {Element::f16, Element::f16},
+                                                 {Element::bf16, Element::bf16},
+                                                 {Element::f16, Element::f32},
+                                                 {Element::bf16, Element::f32}};
+    std::vector<RouteOp> ops;
+    for (const bool on_gpu : {false, true}) {
+        for (const auto &[states, weights] : types) {
+            if (!on_gpu || cuda::step_present()) {
+                ops.push_back(make_op(states, weights, on_gpu));
+            }
+        }
+    }
+    return ops;
+}
+
 Status *register_all(SessionOptions *options, const Api &api) {
-    static std::array<RouteOp, 5> ops{
-        make_op(Element::f32, Element::f32), make_op(Element::f16, Element::f16),
-        make_op(Element::bf16, Element::bf16), make_op(Element::f16, Element::f32),
-        make_op(Element::bf16, Element::f32)};
+    static const std::vector<RouteOp> ops = make_ops(); // sessions keep pointers to them
     CustomOpDomain *domain = nullptr; // never released: sessions keep pointers into it
     Status *status = api.call(Slot::CreateCustomOpDomain, "spectral", &domain);
-    for (RouteOp &op : ops) {
+    for (const RouteOp &op : ops) {
         if (status == nullptr) {
             const CustomOp *entry = &op.op;
             status = api.call(Slot::CustomOpDomain_Add, domain, entry);

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <string>
 
+#include "device_step.h"
 #include "route_plugin.h"
 #include "spectral/error.h"
 
@@ -43,11 +44,7 @@ void read(NodeAttributes &node, const Field &field) {
 
 void check_limits(const RouteSpec &spec) {
     check_spec(spec);
-    if (spec.rule.groups > 64 || (spec.geometric() && spec.rows() > max_rows)) {
-        throw UserError("BvhRoute",
-                        "at most 64 groups and " + std::to_string(max_rows) + " coordinates",
-                        std::to_string(spec.rule.groups) + " and " + std::to_string(spec.rows()));
-    }
+    cuda::check_step(spec);
 }
 
 } // namespace

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "device_step.h"
 #include "sphere_search.h"
 #endif
 
@@ -45,7 +46,7 @@ struct HostArrays {
     std::vector<float> mean, projection, centres, colour, beta, choice_bias;
     Geometry geometry;
 
-    explicit HostArrays(const StepArguments &a) {
+    explicit HostArrays(const cuda::StepArguments &a) {
         const RouteSpec &spec = a.spec;
         const std::int64_t experts = spec.rule.experts;
         mean = download(a.arrays.mean, spec.hidden);
@@ -101,23 +102,13 @@ cuda::Rule score_of(const GateRule &rule) {
     return numbers;
 }
 
-cuda::Device current_device() {
-    cuda::Device device = 0;
-    cuda::Context current = nullptr;
-    cuda::check(cuda::driver().context_get(&current), "cuCtxGetCurrent");
-    if (current != nullptr) {
-        cuda::check(cuda::driver().context_device(&device), "cuCtxGetDevice");
-    }
-    return device;
-}
-
 } // namespace
 
 struct RayCandidates::Built {
     RouteArrays arrays; ///< where the geometry came from
     optix::SphereSearch search;
 
-    explicit Built(const StepArguments &a)
+    explicit Built(const cuda::StepArguments &a)
         : arrays(a.arrays),
           search(current_device(), HostArrays(a).geometry, score_of(a.spec.rule)) {}
 
@@ -132,11 +123,11 @@ bool rays_present() {
     return optix::rays_absent().empty();
 }
 
-bool RayCandidates::run(const StepArguments &step, std::int32_t *out, void *stream) {
+bool RayCandidates::run(const cuda::StepArguments &step, std::int32_t *out, void *stream) {
     if (!rays_fit(step.spec) || !rays_present() || optix::is_capturing(stream)) {
         return false;
     }
-    const cuda::CurrentContext context(current_device());
+    const cuda::CurrentContext context(cuda::current_device());
     if (built_ == nullptr || !built_->is_of(step.arrays)) {
         cuda::check(cuda::driver().stream_synchronize(stream), "cuStreamSynchronize");
         built_ = std::make_unique<Built>(step);
@@ -158,7 +149,7 @@ bool rays_present() {
     return false;
 }
 
-bool RayCandidates::run(const StepArguments &, std::int32_t *, void *) {
+bool RayCandidates::run(const cuda::StepArguments &, std::int32_t *, void *) {
     return false;
 }
 

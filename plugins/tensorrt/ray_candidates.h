@@ -34,7 +34,7 @@ class RayCandidates {
     /// alone, and wants one ordinary enqueue before any capture. Returns false, having done
     /// nothing, where rays do not fit, are absent, or the stream is being captured. Throws
     /// UserError when the driver refuses.
-    bool run(const StepArguments &step, std::int32_t *out, void *stream);
+    bool run(const cuda::StepArguments &step, std::int32_t *out, void *stream);
 
   private:
     struct Built;

@@ -13,6 +13,8 @@
 namespace spectral::trt {
 namespace {
 
+using cuda::Scalar;
+
 thread_local std::string error_of_thread;
 
 /// Nothing may be thrown across TensorRT's boundary: a failure is a status and a text.
@@ -156,7 +158,7 @@ std::size_t RoutePlugin::BuildPart::getWorkspaceSize(const DynamicDesc *in, std:
                                                      const DynamicDesc *,
                                                      std::int32_t) const noexcept {
     const std::int64_t tokens = in[in_hidden].most.lengths[0];
-    return step_workspace(node_.spec, tokens) + rays_workspace(node_.spec, tokens);
+    return cuda::step_workspace(node_.spec, tokens) + rays_workspace(node_.spec, tokens);
 }
 
 std::int32_t RoutePlugin::BuildPart::getValidTactics(std::int32_t *tactics,
@@ -198,7 +200,7 @@ std::int32_t RoutePlugin::RuntimePart::enqueue(const TensorDesc *in, const Tenso
                                                const void *const *inputs, void *const *outputs,
                                                void *workspace, void *stream) noexcept {
     return guarded([&] {
-        StepArguments a{};
+        cuda::StepArguments a{};
         a.spec = owner_.node_.spec;
         a.arrays = {floats(inputs[in_mean]),       floats(inputs[in_projection]),
                     floats(inputs[in_directions]), floats(inputs[in_beta]),
@@ -216,11 +218,11 @@ std::int32_t RoutePlugin::RuntimePart::enqueue(const TensorDesc *in, const Tenso
         }
         // Inside a capture, or on a machine without OptiX, the kernel finds the candidates itself.
         if (owner_.tactic_ == optix_tactic) {
-            const std::size_t used = step_workspace(a.spec, a.tokens);
+            const std::size_t used = cuda::step_workspace(a.spec, a.tokens);
             auto *found = reinterpret_cast<std::int32_t *>(static_cast<char *>(workspace) + used);
             a.candidates = owner_.rays_.run(a, found, stream) ? found : nullptr;
         }
-        launch_step(a, stream);
+        cuda::launch_step(a, stream);
     });
 }
 
@@ -228,7 +230,7 @@ std::int32_t RoutePlugin::RuntimePart::enqueue(const TensorDesc *in, const Tenso
 PluginV3 *RoutePlugin::RuntimePart::attachToContext(void *) noexcept {
     RoutePlugin *copy = nullptr;
     guarded([&] {
-        const std::string reason = step_absent();
+        const std::string reason = cuda::step_absent();
         if (!reason.empty()) {
             error_of_thread =
                 reason; // enqueue will say it again; without a GPU nothing else can be done

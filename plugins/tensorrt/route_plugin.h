@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/step_arguments.h"
 #include "ray_candidates.h"
 #include "spectral/route.h"
 #include "trt_abi.h"

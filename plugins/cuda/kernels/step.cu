@@ -7,10 +7,10 @@
 namespace {
 
 using namespace spectral;
-using spectral::trt::max_rows;
-using spectral::trt::Scalar;
-using spectral::trt::step_threads;
-using spectral::trt::StepArguments;
+using spectral::cuda::max_rows;
+using spectral::cuda::Scalar;
+using spectral::cuda::step_threads;
+using spectral::cuda::StepArguments;
 
 constexpr int warps = step_threads / 32;
 constexpr float infinity = __builtin_huge_valf();

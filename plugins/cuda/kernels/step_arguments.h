@@ -3,7 +3,7 @@
 
 #include "spectral/route.h"
 
-namespace spectral::trt {
+namespace spectral::cuda {
 
 /// Types of hidden states, gate rows and weights.
 enum class Scalar : std::int32_t { f32 = 0, f16 = 1, bf16 = 2 };
@@ -24,4 +24,4 @@ inline constexpr int step_threads = 256;
 inline constexpr int step_blocks = 1024; ///< at most; each walks over its tokens
 inline constexpr int max_rows = 256;     ///< R of the geometry
 
-} // namespace spectral::trt
+} // namespace spectral::cuda
