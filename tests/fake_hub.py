@@ -216,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
         if repository is None:
             return None
         files = repository.files(revision)
-        if files is None and repository.files(revision.split("/", maxsplit=1)[0]) is not None:
+        if files is None and repository.files(revision.partition("/")[0]) is not None:
             return self.fault(404, "EntryNotFound")  # a folder: no repository here has any
         if files is None:
             return self.fault(404, "RevisionNotFound")

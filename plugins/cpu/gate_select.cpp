@@ -53,6 +53,22 @@ void limit_groups(const GateRule &rule, SelectScratch &scratch) {
     }
 }
 
+/// What only the choice sees: the bias, who may be chosen, and the limit of groups.
+void adjust_choice(const GateRule &rule, const float *bias, const std::uint8_t *allowed,
+                   SelectScratch &scratch) {
+    float *choice = scratch.choice.data();
+    const std::size_t experts = scratch.choice.size();
+    for (std::size_t e = 0; bias != nullptr && e < experts; ++e) {
+        choice[e] += bias[e];
+    }
+    for (std::size_t e = 0; allowed != nullptr && e < experts; ++e) {
+        choice[e] = allowed[e] != 0 ? choice[e] : lowest;
+    }
+    if (rule.groups > 1) {
+        limit_groups(rule, scratch);
+    }
+}
+
 /// Each pick's share of a softmax over the logits near it, earlier picks left out.
 void sparsemixer(const GateRule &rule, const float *logits, SelectScratch &scratch,
                  const std::int32_t *ids, float *weights) {
@@ -106,6 +122,12 @@ namespace {
 bool insert_best(const float *values, std::size_t experts, std::size_t count, std::int32_t *ids) {
     std::size_t held = 0;
     for (std::size_t e = 0; e < experts; ++e) {
+        if (held == count) {
+            e = next_not_below(values, e, experts, values[ids[count - 1]]);
+            if (e == experts) {
+                break;
+            }
+        }
         const float value = values[e];
         if (std::isnan(value)) {
             return false;
@@ -169,8 +191,12 @@ void mark_best(const float *values, std::size_t experts, std::size_t count,
 
 void expert_scores(const GateRule &rule, const float *logits, float *scores) {
     const auto experts = static_cast<std::size_t>(rule.experts);
-    for (std::size_t e = 0; e < experts; ++e) {
-        scores[e] = bent(rule, logits[e]);
+    if (rule.softcap == 0.0F) { // without tanh the compiler makes vector code of it
+        std::transform(logits, logits + experts, scores,
+                       [scale = rule.logit_scale](float logit) { return logit * scale; });
+    } else {
+        std::transform(logits, logits + experts, scores,
+                       [&rule](float logit) { return bent(rule, logit); });
     }
     switch (rule.score) {
     case GateScore::softmax:
@@ -194,18 +220,14 @@ void select_experts(const GateRule &rule, const float *logits, const float *choi
                     float *weights) {
     const auto experts = static_cast<std::size_t>(rule.experts);
     scratch.scores.resize(experts);
-    scratch.choice.resize(experts);
     expert_scores(rule, logits, scratch.scores.data());
-    for (std::size_t e = 0; e < experts; ++e) {
-        const float bias = choice_bias != nullptr ? choice_bias[e] : 0.0F;
-        const bool usable = allowed == nullptr || allowed[e] != 0;
-        scratch.choice[e] = usable ? scratch.scores[e] + bias : lowest;
+    const float *choice = scratch.scores.data();
+    if (choice_bias != nullptr || allowed != nullptr || rule.groups > 1) {
+        scratch.choice.assign(choice, choice + experts);
+        adjust_choice(rule, choice_bias, allowed, scratch);
+        choice = scratch.choice.data();
     }
-    if (rule.groups > 1) {
-        limit_groups(rule, scratch);
-    }
-    top_ids(scratch.choice.data(), experts, static_cast<std::size_t>(rule.top_k), scratch.keys,
-            ids);
+    top_ids(choice, experts, static_cast<std::size_t>(rule.top_k), scratch.keys, ids);
     if (rule.weight == GateWeight::sparsemixer) {
         sparsemixer(rule, logits, scratch, ids, weights);
     } else {

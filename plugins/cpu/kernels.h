@@ -33,6 +33,13 @@ struct ProjectionView {
     const float *directions; ///< [rows, stride]
 };
 
+/// The gate's rows in blocks of 16 experts, zeros where there are fewer.
+struct GateView {
+    std::size_t hidden; ///< D
+    std::size_t blocks;
+    const float *values; ///< [blocks, D, 16]
+};
+
 /// Experts in blocks of 16. Row 0 is beta, then the linear coefficients, the choice bias last.
 struct BlocksView {
     std::size_t blocks;
@@ -89,6 +96,9 @@ struct Kernels {
     /// 16].
     void (*project)(const ProjectionView &, const float *hidden, std::size_t tokens, float *scratch,
                     float *points);
+    /// logits [tokens, 16 * blocks] (`stride` floats apart) = hidden [tokens, D] x gate^T.
+    void (*multiply)(const GateView &, const float *hidden, std::size_t tokens, float *logits,
+                     std::size_t stride);
     /// scores [tokens, 16 * blocks] of up to scan_tokens points (`stride` floats apart), no choice
     /// rule.
     void (*score)(const BlocksView &, std::size_t first, std::size_t blocks, const float *points,

@@ -31,14 +31,15 @@ class RouteStep {
     void exact_row(const float *hidden, std::size_t expert, Scratch &scratch, float *out) const;
     void candidates(const float *scores, Scratch &scratch, std::uint8_t *allowed) const;
     void mix(const float *hidden, std::size_t token, Scratch &scratch) const;
-    [[nodiscard]] ProjectionView gate_view(std::size_t first, std::size_t rows) const;
+    [[nodiscard]] bool all_rows() const;
+    void store_gate(const float *weight);
 
     RouteSpec spec_;
     std::size_t hidden_, experts_;
     std::unique_ptr<CpuRouter> geometry_; ///< scores only; null in the mode `gate`
     const Kernels &kernels_;
     Aligned<float> zeros_; ///< [D rounded up], the gate takes off no mean
-    Aligned<float> gate_;  ///< [E, D rounded up]
+    Aligned<float> gate_;  ///< blocks of 16 experts, or [E, D rounded up] where few rows are asked
     Aligned<float> gate_bias_, choice_bias_, spread_;
 };
 

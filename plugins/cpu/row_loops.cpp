@@ -102,6 +102,24 @@ SPECTRAL_VECTOR_CLONES void order_row(const float *values, std::size_t count, st
     }
 }
 
+SPECTRAL_VECTOR_CLONES std::size_t next_not_below(const float *values, std::size_t begin,
+                                                  std::size_t count, float least) {
+    constexpr std::size_t stretch = 4 * width;
+    std::size_t i = begin;
+    for (; i + stretch <= count; i += stretch) {
+        std::uint32_t found = 0;
+        for (std::size_t j = 0; j < stretch; ++j) {
+            found |= values[i + j] <= least ? 0U : 1U; // NaN counts
+        }
+        if (found != 0) {
+            break;
+        }
+    }
+    for (; i < count && values[i] <= least; ++i) {
+    }
+    return i;
+}
+
 SPECTRAL_VECTOR_CLONES std::size_t count_reaching(const std::uint32_t *keys, std::size_t count,
                                                   std::uint32_t least) {
     std::uint32_t reached = 0;

@@ -21,6 +21,8 @@ void softmax_row(float *values, std::size_t count);
 void sigmoid_row(float *values, std::size_t count);
 /// ordered_bits of a row.
 void order_row(const float *values, std::size_t count, std::uint32_t *keys);
+/// The first place from `begin` on whose value is above `least` or NaN; `count` when there is none.
+std::size_t next_not_below(const float *values, std::size_t begin, std::size_t count, float least);
 /// How many keys are at least `least`.
 std::size_t count_reaching(const std::uint32_t *keys, std::size_t count, std::uint32_t least);
 

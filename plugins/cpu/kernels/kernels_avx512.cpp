@@ -10,6 +10,7 @@ namespace {
 #include "simd_avx512.h"
 
 #include "choice.inl"
+#include "multiply.inl"
 #include "project.inl"
 #include "select.inl"
 
@@ -20,7 +21,7 @@ namespace {
 } // namespace
 
 const Kernels &kernels_avx512() {
-    static constexpr Kernels table{"avx512", &project, &score, &scan, &search, &finish};
+    static constexpr Kernels table{"avx512", &project, &multiply, &score, &scan, &search, &finish};
     return table;
 }
 

@@ -8,6 +8,7 @@ namespace {
 #include "simd_portable.h"
 
 #include "choice.inl"
+#include "multiply.inl"
 #include "project.inl"
 #include "select.inl"
 
@@ -18,7 +19,8 @@ namespace {
 } // namespace
 
 const Kernels &kernels_portable() {
-    static constexpr Kernels table{"portable", &project, &score, &scan, &search, &finish};
+    static constexpr Kernels table{"portable", &project, &multiply, &score,
+                                   &scan,      &search,  &finish};
     return table;
 }
 

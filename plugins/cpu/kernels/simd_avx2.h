@@ -10,6 +10,8 @@ using Mask = std::uint32_t;
 
 inline constexpr std::size_t tile_tokens = 2;
 inline constexpr std::size_t tile_rows = 3;
+inline constexpr std::size_t wide_tokens = 4;
+inline constexpr std::size_t wide_blocks = 1;
 
 inline Floats load(const float *p) {
     return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};

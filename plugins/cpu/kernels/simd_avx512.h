@@ -10,6 +10,8 @@ using Mask = std::uint32_t;
 
 inline constexpr std::size_t tile_tokens = 4;
 inline constexpr std::size_t tile_rows = 6;
+inline constexpr std::size_t wide_tokens = 8;
+inline constexpr std::size_t wide_blocks = 2;
 
 inline Floats load(const float *p) {
     return {_mm512_loadu_ps(p)};

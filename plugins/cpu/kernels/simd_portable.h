@@ -11,6 +11,8 @@ using Mask = std::uint32_t;
 
 inline constexpr std::size_t tile_tokens = 1;
 inline constexpr std::size_t tile_rows = 2;
+inline constexpr std::size_t wide_tokens = 2;
+inline constexpr std::size_t wide_blocks = 1;
 
 template <class F> inline Floats lanewise(F f) {
     Floats out;
