@@ -23,6 +23,7 @@ from spectral_convert.engine import Engine, EngineName, open_engine, require_eng
 from spectral_convert.evaluate import Evaluation, evaluate_model
 from spectral_convert.families import classify_routers
 from spectral_convert.fit import Aim, fit_layer, refine_fit
+from spectral_convert.licence import base_licence
 from spectral_convert.opening import Load, budget_activations, open_model
 from spectral_convert.recipe import Recipe, resolve
 from spectral_convert.resume import Fitted, Pieces, base_digest
@@ -106,7 +107,7 @@ def convert_checkpoint(
     bundle = assemble(layers=layers)
     evaluation = _evaluate(pieces, network, bundle, texts["evaluate"])
     budget = None if chosen is None else verdict(chosen.record, evaluation.as_json())
-    written = _write(bundle, layers, evaluation, budget, overwrite)
+    written = _write(bundle, layers, evaluation, budget, overwrite=overwrite, token=token)
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
     return Conversion(written, evaluation, budget)
@@ -193,12 +194,15 @@ def _write(
     layers: Sequence[ConvertedLayer],
     evaluation: Evaluation,
     budget: dict[str, Any] | None,
+    *,
     overwrite: bool,
+    token: str | None,
 ) -> Bundle:
     evidence: dict[str, Any] = {"fit": fit_evidence(layers), "evaluate": evaluation.as_json()}
     if budget is not None:
         evidence["budget"] = budget
-    card = model_card(bundle.manifest, evaluation.as_json())
+    licence = base_licence(bundle.manifest.base_model, token=token)
+    card = model_card(bundle.manifest, evaluation.as_json(), licence=licence)
     return write_bundle(
         bundle.path, bundle.manifest, bundle.layers, evidence=evidence, card=card, overwrite=overwrite
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_hub import Hub, Repository
-from pico_models import write_checkpoint
+from pico_models import write_checkpoint, write_text
 
 from spectral_convert import opening
+from spectral_convert.convert import convert_checkpoint
 from spectral_convert.opening import open_model
 from spectral_convert.plan import plan_conversion
 from spectral_convert.recipe import Recipe
@@ -64,3 +66,22 @@ def test_auto_knows_the_size_before_it_loads(
         assert (stream_of(model) is not None) is streams
         assert model.config._commit_hash == served.repositories["org/pico"].branches["main"]
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_commit_and_licence_are_in_the_bundle(served: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    local = tmp_path / "model"
+    local.mkdir()
+    for name, data in files.items():
+        (local / name).write_bytes(data)
+    text = str(write_text(tmp_path / "text.txt"))
+    few = {"calibration": text, "tokens": 500, "sequence_length": 32, "levels": 1, "alpha": 0.2}
+    for source in ("org/pico", str(local)):
+        out = tmp_path / source.replace("/", "-")
+        done = convert_checkpoint(source, out=out, cache_dir=tmp_path / "other", **few)
+        commit = served.repositories["org/pico"].branches["main"] if source == "org/pico" else None
+        assert done.bundle.manifest.base_model.revision == commit
+        card = (out / "README.md").read_text(encoding="utf-8")
+        front = yaml.safe_load(card.split("---")[1])
+        assert front["license"] == "other"
+        assert front["license_name"] == "pico"
+        assert front["license_link"] == "https://example.org/pico"
