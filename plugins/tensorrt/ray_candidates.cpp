@@ -110,7 +110,7 @@ struct RayCandidates::Built {
 
     explicit Built(const cuda::StepArguments &a)
         : arrays(a.arrays),
-          search(current_device(), HostArrays(a).geometry, score_of(a.spec.rule)) {}
+          search(cuda::current_device(), HostArrays(a).geometry, score_of(a.spec.rule)) {}
 
     [[nodiscard]] bool is_of(const RouteArrays &other) const {
         return arrays.projection == other.projection && arrays.directions == other.directions &&
