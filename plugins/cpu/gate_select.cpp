@@ -191,7 +191,9 @@ void mark_best(const float *values, std::size_t experts, std::size_t count,
 
 void expert_scores(const GateRule &rule, const float *logits, float *scores) {
     const auto experts = static_cast<std::size_t>(rule.experts);
-    if (rule.softcap == 0.0F) { // without tanh the compiler makes vector code of it
+    if (rule.softcap == 0.0F && rule.logit_scale == 1.0F) {
+        std::copy_n(logits, experts, scores);
+    } else if (rule.softcap == 0.0F) { // without tanh the compiler makes vector code of it
         std::transform(logits, logits + experts, scores,
                        [scale = rule.logit_scale](float logit) { return logit * scale; });
     } else {

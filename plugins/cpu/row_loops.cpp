@@ -53,15 +53,26 @@ constexpr std::size_t width = 16;
     return best[0];
 }
 
-[[gnu::always_inline]] inline float sum_of(const float *values, std::size_t count) {
+} // namespace
+
+/// e^(x - best); e^-87 is not zero: minus infinity must be, and NaN must stay.
+[[gnu::always_inline]] static inline float share_of(float x, float best) {
+    const float share = exp_of(x - best);
+    return x - best < -87.0F ? 0.0F : (x != x ? x : share);
+}
+
+SPECTRAL_VECTOR_CLONES void softmax_row(float *values, std::size_t count) {
+    const float best = largest(values, count);
     float sums[width] = {};
     std::size_t i = 0;
     for (; i + width <= count; i += width) {
         for (std::size_t j = 0; j < width; ++j) {
+            values[i + j] = share_of(values[i + j], best);
             sums[j] += values[i + j];
         }
     }
     for (; i < count; ++i) {
+        values[i] = share_of(values[i], best);
         sums[0] += values[i];
     }
     for (std::size_t step = width / 2; step > 0; step /= 2) {
@@ -69,20 +80,8 @@ constexpr std::size_t width = 16;
             sums[j] += sums[j + step];
         }
     }
-    return sums[0];
-}
-
-} // namespace
-
-SPECTRAL_VECTOR_CLONES void softmax_row(float *values, std::size_t count) {
-    const float best = largest(values, count);
-    for (std::size_t i = 0; i < count; ++i) {
-        const float share = exp_of(values[i] - best);
-        // e^-87 is not zero: minus infinity must be, and NaN must stay.
-        values[i] = values[i] - best < -87.0F ? 0.0F : (values[i] != values[i] ? values[i] : share);
-    }
-    const float factor = 1.0F / sum_of(values, count);
-    for (std::size_t i = 0; i < count; ++i) {
+    const float factor = 1.0F / sums[0];
+    for (i = 0; i < count; ++i) {
         values[i] *= factor;
     }
 }

@@ -36,7 +36,7 @@ def library_path() -> Path:
 
 
 def register(session_options: Any) -> Any:
-    """Registers the operator; models exported by `spectral export` then route natively on the CPU.
+    """Registers the operator; models exported by `spectral export` then route natively, on CUDA where the session has it.
 
     Args:
         session_options: an `onnxruntime.SessionOptions`.
