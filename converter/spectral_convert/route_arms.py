@@ -156,7 +156,7 @@ def load_peers(folder: str | None) -> None:
 # ---- ours ----------------------------------------------------------------------------------------
 
 
-def fused_gate(planted: Planted, splits: tuple[int, int, int] = (0, 0, 0)) -> Route:
+def fused_gate(planted: Planted, plan: tuple[int, int] = (0, 0)) -> Route:
     """The exact gate in one launch."""
     rule, weight = planted.rule, planted.weight
     native = operators.FusedGate(rule, None, None).native(weight, torch.bfloat16)
@@ -166,7 +166,7 @@ def fused_gate(planted: Planted, splits: tuple[int, int, int] = (0, 0, 0)) -> Ro
         weights = torch.empty(len(x), rule.top_k, device="cuda")
         native.run(
             x.data_ptr(), HIDDEN, len(x), 2, ids.data_ptr(), False, weights.data_ptr(), 0, 0, 0,
-            operators.stream_of(x), splits,
+            operators.stream_of(x), plan,
         )  # fmt: skip
         return ids, weights
 
@@ -174,7 +174,7 @@ def fused_gate(planted: Planted, splits: tuple[int, int, int] = (0, 0, 0)) -> Ro
 
 
 def geometric(
-    planted: Planted, method: str, splits: tuple[int, int, int] = (0, 0, 0), *, native: Any = None
+    planted: Planted, method: str, plan: tuple[int, int] = (0, 0), *, native: Any = None
 ) -> Route:
     """The geometric router in one launch: `scan`, `search` (tree), or `rows` (the whole rule, E up to 1 024)."""
     rule = planted.rule
@@ -186,12 +186,12 @@ def geometric(
         if method == "rows":
             router.select(
                 x.data_ptr(), HIDDEN, len(x), 2, ids.data_ptr(), False, weights.data_ptr(), 0, 0, 0, 0, 0, 0, 0, 0,
-                operators.stream_of(x), splits,
+                operators.stream_of(x), plan,
             )  # fmt: skip
         else:
             router.candidates(
                 x.data_ptr(), HIDDEN, len(x), 2, rule.top_k, ids.data_ptr(), False, 0, weights.data_ptr(), method, 0, 0,
-                0, operators.stream_of(x), splits,
+                0, operators.stream_of(x), plan,
             )  # fmt: skip
         return ids, weights
 

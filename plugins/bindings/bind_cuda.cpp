@@ -38,11 +38,9 @@ cuda::Output output_of(Address ids, bool wide, Address weights, int weights_dtyp
             0};
 }
 
-using Splits = std::tuple<int, int, int>; ///< tile tokens, hidden splits, row splits; 0: chosen
+using Splits = std::pair<int, int>; ///< tile tokens, blocks of a cluster; 0: chosen
 
-cuda::Plan plan_of(const Splits &splits) {
-    return {nullptr, std::get<0>(splits), std::get<1>(splits), std::get<2>(splits)};
-}
+cuda::Plan plan_of(const Splits &splits) { return {nullptr, splits.first, splits.second}; }
 
 void run_gate(const CudaGate &gate, Address x, std::int64_t stride, int tokens, int x_dtype,
               Address ids, bool wide, Address weights, int weights_dtype, Address logits,
@@ -142,7 +140,7 @@ void bind_gate(py::module_ &m) {
         .def("run", &run_gate, py::arg("x"), py::arg("stride"), py::arg("tokens"),
              py::arg("x_dtype"), py::arg("ids"), py::arg("wide"), py::arg("weights"),
              py::arg("weights_dtype"), py::arg("logits"), py::arg("logits_dtype"),
-             py::arg("stream"), py::arg("splits") = Splits{0, 0, 0});
+             py::arg("stream"), py::arg("splits") = Splits{0, 0});
 }
 
 } // namespace
@@ -161,12 +159,12 @@ void bind_cuda(py::module_ &m) {
              py::arg("x_dtype"), py::arg("count"), py::arg("ids"), py::arg("wide"),
              py::arg("scores"), py::arg("weights"), py::arg("method"), py::arg("gate"),
              py::arg("gate_dtype"), py::arg("bias"), py::arg("stream"),
-             py::arg("splits") = Splits{0, 0, 0})
+             py::arg("splits") = Splits{0, 0})
         .def("select", &run_select, py::arg("x"), py::arg("stride"), py::arg("tokens"),
              py::arg("x_dtype"), py::arg("ids"), py::arg("wide"), py::arg("weights"),
              py::arg("weights_dtype"), py::arg("logits"), py::arg("logits_dtype"), py::arg("gate"),
              py::arg("gate_dtype"), py::arg("bias"), py::arg("spread"), py::arg("candidates"),
-             py::arg("stream"), py::arg("splits") = Splits{0, 0, 0})
+             py::arg("stream"), py::arg("splits") = Splits{0, 0})
         .def("route", &route_host, py::arg("hidden"), py::arg("count"), py::kw_only(),
              py::arg("method") = "auto")
         .def("scores", &scores_host, py::arg("hidden"))

@@ -35,9 +35,7 @@ void check_rule(const Rule &rule) {
 }
 
 CudaGate::CudaGate(Device device, const Rule &rule, const GateArrays &arrays)
-    : device_(device), rule_(rule), arrays_(arrays),
-      narrow_(rule.experts <= 64 && rule.groups == 1 &&
-              (rule.score != score_softmax || arrays.choice_bias == 0)) {
+    : device_(device), rule_(rule), arrays_(arrays), needs_{} {
     check_rule(rule);
     const CurrentContext context(device);
     facts_ = facts_of(device);
@@ -47,11 +45,22 @@ CudaGate::CudaGate(Device device, const Rule &rule, const GateArrays &arrays)
     if (arrays.planes != 1 && arrays.dtype != dtype_bf16) {
         refuse("gate.planes", "one plane unless bfloat16", std::to_string(arrays.planes));
     }
-    for (const int tokens : {1, 1024, 1 << 20}) { // loads the kernels, so that a capture finds them
-        const Workload work{tokens, rule.experts * arrays.planes, arrays.hidden,
-                            facts_.multiprocessors, facts_.capability >= 90};
-        kernel_named(plan_gate(work, arrays.dtype, narrow_, {}).shape->kernel, context.handle());
+    if (static_cast<std::int64_t>(arrays.hidden) * rule.experts * arrays.planes >= 1LL << 31) {
+        refuse("gate.weight", "less than 4 GiB", std::to_string(arrays.hidden) + " columns");
     }
+    const bool quick = // short_rule of kernels/select.cuh: nothing but registers
+        rule.groups == 1 && (rule.score != score_softmax || arrays.choice_bias == 0);
+    needs_ = {(arrays.planes - 1) * rule.experts + row_floats(rule.experts),
+              quick ? 0 : warps * (rule.experts + max_groups) * 4};
+    for (const int tokens : {1, 128, 512, 1024, 1 << 20}) { // loaded, so that a capture finds them
+        const Plan plan = plan_gate(work(tokens), arrays.dtype, needs_, {});
+        kernel_named(plan.shape->kernel, context.handle());
+    }
+}
+
+Workload CudaGate::work(int tokens) const {
+    return {tokens, rule_.experts * arrays_.planes, arrays_.hidden, facts_.multiprocessors,
+            facts_.capability >= 90};
 }
 
 void CudaGate::run(const GateCall &call) const {
@@ -78,10 +87,8 @@ void CudaGate::run(const GateCall &call) const {
     a.rule.choice_bias = reinterpret_cast<const float *>(arrays_.choice_bias);
     a.output = call.output;
     a.bias = reinterpret_cast<const float *>(arrays_.bias);
-    const Workload work{call.tokens, rule_.experts * arrays_.planes, arrays_.hidden,
-                        facts_.multiprocessors, facts_.capability >= 90};
-    const Plan plan = plan_gate(work, arrays_.dtype, narrow_, call.plan);
-    const Grid grid = apply(plan, rule_.experts, facts_.multiprocessors, a.product);
+    const Plan plan = plan_gate(work(call.tokens), arrays_.dtype, needs_, call.plan);
+    const Grid grid = apply(plan, needs_, a.product);
     launch(kernel_named(plan.shape->kernel, context.handle()),
            {grid.tiles, grid.cluster, grid.shared_bytes, call.stream}, &a);
 }

@@ -41,10 +41,12 @@ class CudaGate {
     [[nodiscard]] const Rule &rule() const { return rule_; }
 
   private:
+    [[nodiscard]] Workload work(int tokens) const;
+
     Device device_;
     Rule rule_;
     GateArrays arrays_;
-    bool narrow_; ///< `short_rule` of kernels/select.cuh holds, and E <= 64
+    Needs needs_; ///< of shared memory
     DeviceFacts facts_;
 };
 

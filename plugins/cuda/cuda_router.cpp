@@ -58,6 +58,14 @@ void check_sizes(const Geometry &g) {
     }
 }
 
+/// Blocks whose largest scores a scan keeps together: few enough to be scored twice for little,
+/// many enough that all chunks are listed.
+int chunk_of(int blocks) {
+    const int listed = (blocks + max_chunks - 1) / max_chunks;
+    const int shared = (blocks + warps - 1) / warps;
+    return std::max({listed, std::min(shared, 4), std::min(blocks / 128, 64), 1});
+}
+
 } // namespace
 
 CudaRouter::CudaRouter(Device device, const Geometry &geometry, const Topology *topology,
@@ -68,9 +76,12 @@ CudaRouter::CudaRouter(Device device, const Geometry &geometry, const Topology *
     facts_ = facts_of(device);
     upload_projection(geometry);
     upload(geometry, topology);
-    for (const char *name : {"spectral_rows_bf16", "spectral_rows_f32", "spectral_lists_bf16",
-                             "spectral_lists_f32"}) { // so that a capture finds them loaded
-        kernel_named(name, context.handle());
+    for (const int tokens : {1, 1 << 20}) { // loaded, so that a capture finds them
+        const Workload work{tokens, 1, 1, facts_.multiprocessors, false};
+        for (const int kind : {0, 1, 2, 3}) {
+            kernel_named(plan_route(work, kind % 2 != 0, kind / 2 != 0, {}).shape->kernel,
+                         context.handle());
+        }
     }
 }
 
@@ -113,15 +124,12 @@ void CudaRouter::upload(const Geometry &g, const Topology *topology) {
         return;
     }
     const HostTree tree = widen_tree(g, *topology);
-    if (tree.depth > max_depth) {
-        return; // a degenerate tree: the scan gives the same answer
-    }
     tree_blocks_ = upload_vector(tree.blocks.values);
     tree_ids_ = upload_vector(tree.blocks.ids);
     tree_values_ = upload_vector(tree.values);
     tree_children_ = upload_vector(tree.children);
     reach_ = upload_vector(tree.reach);
-    tree_ = {tree_values_.as<float>(), tree_children_.as<std::int32_t>(), reach_.as<float>()};
+    tree_ = {tree_values_.as<float>(), tree_children_.as<std::int32_t>(), reach_.as<float>(), tree.roots};
     tree_space_ = space_;
     tree_space_.blocks = tree_blocks_.as<float>();
     tree_space_.ids = tree_ids_.as<std::int32_t>();
@@ -169,7 +177,11 @@ void CudaRouter::run(const RouteCall &call, bool rows) const {
     const Workload work{call.tokens, a.product.outputs * a.product.planes, a.product.hidden,
                         facts_.multiprocessors, facts_.capability >= 90};
     const Plan plan = plan_route(work, matrix, rows, call.plan);
-    const Grid grid = apply(plan, rows ? space_.experts : 0, facts_.multiprocessors, a.product);
+    a.chunk_blocks = chunk_of(space_.block_count);
+    const int scratch = rows    ? warps * (2 * space_.experts + max_groups) * 4
+                        : walks ? walk_bytes
+                                : scan_bytes;
+    const Grid grid = apply(plan, {work.rows, scratch}, a.product);
     launch(kernel_named(plan.shape->kernel, context.handle()),
            {grid.tiles, grid.cluster, grid.shared_bytes, call.stream}, &a);
 }

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
+#include <utility>
 
 #include "kernels/params.h"
 #include "spectral/binary_tree.h"
@@ -25,6 +27,119 @@ std::vector<float> reach_of(const Geometry &geometry, const BinaryTree &tree) {
     }
     return reach;
 }
+
+/// Blocks of 32 that each binary node needs.
+std::vector<std::int32_t> count_blocks(const BinaryTree &tree) {
+    std::vector<std::int32_t> blocks(tree.nodes.size(), 1);
+    for (std::size_t n = tree.nodes.size(); n-- > 0;) { // children follow their parent
+        if (!fits_a_block(tree, n, width)) {
+            const auto child = static_cast<std::size_t>(tree.nodes[n].child);
+            blocks[n] = blocks[child] + blocks[child + 1];
+        }
+    }
+    return blocks;
+}
+
+/// Copies a binary tree into wide nodes, breadth first.
+class Collapse {
+  public:
+    Collapse(const Geometry &geometry, const BinaryTree &tree, HostTree &out)
+        : g_(geometry), tree_(tree), out_(out), blocks_(count_blocks(tree)),
+          rows_(tree.rows + g_.rank() + 2) {}
+
+    void run() {
+        const std::vector<std::size_t> top = open(0, max_roots * width);
+        for (std::size_t first = 0; first < top.size(); first += width) {
+            const auto begin = top.begin() + static_cast<std::ptrdiff_t>(first);
+            const std::size_t count = std::min(width, top.size() - first);
+            groups_.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(count));
+        }
+        out_.roots = static_cast<int>(groups_.size());
+        for (std::size_t wide = 0; wide < groups_.size(); ++wide) {
+            const std::vector<std::size_t> children = std::move(groups_[wide]);
+            out_.values.resize((wide + 1) * rows_ * width, 0.0F);
+            out_.children.resize((wide + 1) * width, no_child);
+            for (std::size_t lane = 0; lane < children.size(); ++lane) {
+                write(wide, lane, children[lane]);
+            }
+        }
+    }
+
+  private:
+    /// Opens the child of most blocks until there are `most` children. A node of up to 32 blocks
+    /// is opened down to them; above it nothing is opened that would be a node by itself.
+    std::vector<std::size_t> open(std::size_t node, std::size_t most) const {
+        const std::int32_t whole = blocks_[node] <= static_cast<std::int32_t>(width)
+                                       ? 1
+                                       : static_cast<std::int32_t>(width);
+        std::vector<std::size_t> children{node};
+        while (children.size() < most) {
+            const auto largest = std::ranges::max_element(
+                children, {}, [&](std::size_t child) { return blocks_[child]; });
+            if (blocks_[*largest] <= whole) {
+                break;
+            }
+            const auto pair = static_cast<std::size_t>(tree_.nodes[*largest].child);
+            *largest = pair;
+            children.push_back(pair + 1);
+        }
+        return children;
+    }
+
+    void write(std::size_t wide, std::size_t lane, std::size_t child) {
+        float *values = out_.values.data() + wide * rows_ * width + lane;
+        const float *bounds = tree_.bounds_of(child);
+        for (std::size_t row = 0; row < tree_.rows; ++row) {
+            values[row * width] = bounds[row];
+        }
+        write_expert(values + tree_.rows * width, middle_expert(child));
+        std::int32_t &slot = out_.children[wide * width + lane];
+        if (fits_a_block(tree_, child, width)) {
+            const BinaryTree::Node &node = tree_.nodes[child];
+            slot = ~out_.blocks.append(g_, tree_.order.data() + node.begin,
+                                       static_cast<std::size_t>(node.count));
+        } else {
+            slot = static_cast<std::int32_t>(groups_.size());
+            groups_.push_back(open(child, width));
+        }
+    }
+
+    /// The expert that scores best in the middle of its box: a likely good one for whoever is near.
+    [[nodiscard]] std::size_t middle_expert(std::size_t child) const {
+        const BinaryTree::Node &node = tree_.nodes[child];
+        const float *bounds = tree_.bounds_of(child);
+        std::size_t best = 0;
+        float most = -std::numeric_limits<float>::infinity();
+        for (std::int32_t i = 0; i < node.count; ++i) {
+            const auto e =
+                static_cast<std::size_t>(tree_.order[static_cast<std::size_t>(node.begin + i)]);
+            float score = g_.beta[e];
+            for (std::size_t r = 0; r < 3 * g_.levels; ++r) {
+                score += g_.direction(e, r) * 0.5F * (bounds[r] + bounds[g_.rank() + r]);
+            }
+            if (i == 0 || score > most) {
+                most = score;
+                best = e;
+            }
+        }
+        return best;
+    }
+
+    void write_expert(float *values, std::size_t e) const {
+        values[0] = g_.beta[e];
+        values[width] = g_.choice_bias != nullptr ? g_.choice_bias[e] : 0.0F;
+        for (std::size_t r = 0; r < g_.rank(); ++r) {
+            values[(r + 2) * width] = g_.direction(e, r);
+        }
+    }
+
+    const Geometry &g_;
+    const BinaryTree &tree_;
+    HostTree &out_;
+    std::vector<std::int32_t> blocks_;
+    std::size_t rows_;
+    std::vector<std::vector<std::size_t>> groups_; ///< binary nodes of each wide node
+};
 
 } // namespace
 
@@ -61,30 +176,7 @@ HostTree widen_tree(const Geometry &geometry, const Topology &topology) {
     const BinaryTree tree = read_binary_tree(geometry, topology);
     HostTree out;
     out.reach = reach_of(geometry, tree);
-    std::vector<std::size_t> queue{0};
-    std::vector<int> depth{1};
-    for (std::size_t wide = 0; wide < queue.size(); ++wide) {
-        const std::vector<std::size_t> children = widen(tree, queue[wide], width);
-        out.values.resize((wide + 1) * tree.rows * width, 0.0F);
-        out.children.resize((wide + 1) * width, no_child);
-        out.depth = std::max(out.depth, depth[wide]);
-        for (std::size_t lane = 0; lane < children.size(); ++lane) {
-            const BinaryTree::Node &child = tree.nodes[children[lane]];
-            for (std::size_t row = 0; row < tree.rows; ++row) {
-                out.values[(wide * tree.rows + row) * width + lane] =
-                    tree.bounds_of(children[lane])[row];
-            }
-            std::int32_t &slot = out.children[wide * width + lane];
-            if (fits_a_block(tree, children[lane], width)) {
-                slot = ~out.blocks.append(geometry, tree.order.data() + child.begin,
-                                          static_cast<std::size_t>(child.count));
-            } else {
-                slot = static_cast<std::int32_t>(queue.size());
-                queue.push_back(children[lane]);
-                depth.push_back(depth[wide] + 1);
-            }
-        }
-    }
+    Collapse(geometry, tree, out).run();
     return out;
 }
 

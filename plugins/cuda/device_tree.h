@@ -22,14 +22,15 @@ struct HostBlocks {
 HostBlocks blocks_in_order(const Geometry &geometry);
 
 struct HostTree {
-    std::vector<float> values;          ///< [nodes, 2R + L + 2, 32]
+    std::vector<float> values;          ///< [nodes, 3R + L + 4, 32], rows as in kernels/params.h
     std::vector<std::int32_t> children; ///< [nodes, 32]
     std::vector<float> reach;           ///< [R + 1]
     HostBlocks blocks;
-    int depth = 0; ///< inner levels
+    int roots = 0; ///< nodes 0..roots-1 hold the children of the root
 };
 
-/// Collapses a checked binary tree. Throws UserError if the topology is not a tree over all
+/// Collapses a checked binary tree so that nodes are as full as they get: the root has up to 128
+/// children, and what has no more than 32 blocks is one node of blocks. Throws UserError if the topology is not a tree over all
 /// experts.
 HostTree widen_tree(const Geometry &geometry, const Topology &topology);
 

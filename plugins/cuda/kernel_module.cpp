@@ -47,7 +47,7 @@ Function load(const std::string &name, Context context,
     Device device = 0;
     check(api.context_device(&device), "cuCtxGetDevice");
     const int capability = facts_of(device).capability;
-    // 18 KiB stay for the static part of the route kernels.
+    // 18 KiB stay for the static part of the kernels.
     check(api.function_attribute(function, function_max_dynamic_shared,
                                  shared_limit(capability) - 18 * 1024 - 1024),
           "cuFuncSetAttribute");

@@ -11,27 +11,31 @@
 namespace spectral::cuda {
 namespace {
 
-constexpr std::array<TileShape, 2> gate_narrow{
-    {{"spectral_gate_narrow_8", 8, 64, true}, {"spectral_gate_narrow_64", 64, 64, true}}};
-constexpr std::array<TileShape, 3> gate_bf16{{{"spectral_gate_bf16_8", 8, 256, true},
-                                              {"spectral_gate_bf16_64", 64, 256, true},
-                                              {"spectral_gate_bf16_128", 128, 256, true}}};
+constexpr std::array<TileShape, 4> gate_bf16{{{"spectral_gate_bf16_8", 8, 64},
+                                              {"spectral_gate_bf16_16", 16, 64},
+                                              {"spectral_gate_bf16_32", 32, 64},
+                                              {"spectral_gate_bf16_64", 64, 64}}};
 constexpr std::array<TileShape, 2> gate_f16{
-    {{"spectral_gate_f16_8", 8, 256, true}, {"spectral_gate_f16_64", 64, 256, true}}};
-constexpr std::array<TileShape, 1> gate_f32{{{"spectral_gate_f32_32", 32, 256, false}}};
-constexpr TileShape rows_bf16{"spectral_rows_bf16", 32, 160, true};
-constexpr TileShape rows_f32{"spectral_rows_f32", 32, 160, false};
-constexpr TileShape lists_bf16{"spectral_lists_bf16", 32, 160, true};
-constexpr TileShape lists_f32{"spectral_lists_f32", 32, 160, false};
+    {{"spectral_gate_f16_8", 8, 64}, {"spectral_gate_f16_32", 32, 64}}};
+constexpr std::array<TileShape, 1> gate_f32{{{"spectral_gate_f32_16", 16, 32}}};
+constexpr std::array<TileShape, 2> rows_bf16{
+    {{"spectral_rows_bf16_8", 8, 16}, {"spectral_rows_bf16_32", 32, 16}}};
+constexpr std::array<TileShape, 1> rows_f32{{{"spectral_rows_f32_8", 8, 16}}};
+constexpr std::array<TileShape, 2> lists_bf16{
+    {{"spectral_lists_bf16_8", 8, 16}, {"spectral_lists_bf16_32", 32, 16}}};
+constexpr std::array<TileShape, 1> lists_f32{{{"spectral_lists_f32_8", 8, 16}}};
 
 inline constexpr int largest_cluster = 16;
-inline constexpr int portable_cluster = 8;
-/// Shared memory for the ring of a block that has a multiprocessor to itself, or shares it.
-inline constexpr int alone_bytes = 200 * 1024;
-inline constexpr int crowded_bytes = 96 * 1024;
+/// What every supported GPU gives a block, less the static part of the kernels.
+inline constexpr int shared_limit = 96 * 1024;
+inline constexpr int shared_limit_hopper = 208 * 1024;
 
 int divide_up(int a, int b) {
     return (a + b - 1) / b;
+}
+
+int log2_of(int value) {
+    return std::countr_zero(static_cast<unsigned>(value));
 }
 
 template <std::size_t N>
@@ -44,115 +48,124 @@ const TileShape *pick_shape(const std::array<TileShape, N> &shapes, int tokens) 
     return &shapes.back();
 }
 
-const TileShape *gate_shape(int dtype, int tokens, bool narrow) {
-    return narrow                ? pick_shape(gate_narrow, tokens)
-           : dtype == dtype_bf16 ? pick_shape(gate_bf16, tokens)
-           : dtype == dtype_f16  ? pick_shape(gate_f16, tokens)
-                                 : pick_shape(gate_f32, tokens);
+/// Warps side by side along the rows: a power of two that leaves none without rows.
+int row_warps(int groups) {
+    return std::min(warps, static_cast<int>(std::bit_ceil(static_cast<unsigned>(groups))));
 }
 
-/// Largest power of two of hidden splits that keeps the grid within `budget` blocks.
-int split_hidden(const Workload &work, int tiles, int splits_rows, int budget) {
-    int splits = 1;
-    const int chunks = divide_up(work.hidden, chunk);
-    while (work.clusters && splits * 2 * splits_rows <= portable_cluster && splits * 2 <= chunks &&
-           tiles * splits_rows * splits * 2 <= budget) {
-        splits *= 2;
-    }
-    return splits;
+int partial_bytes(const TileShape &shape, int rows) {
+    const int groups = divide_up(rows, shape.rows);
+    const int pitch = shape.tokens == 8 ? 8 : shape.tokens + 8; // Shape::partial_pitch
+    return warps / row_warps(groups) * groups * shape.rows * pitch * 4;
 }
 
-Plan complete(Plan plan, const Workload &work, int budget) {
-    plan.tile_tokens = plan.shape->tokens;
-    if (plan.splits_rows == 0) {
-        plan.splits_rows = divide_up(work.rows, plan.shape->rows);
-    }
-    if (plan.splits_hidden == 0) {
-        const int tiles = divide_up(work.tokens, plan.shape->tokens);
-        plan.splits_hidden = split_hidden(work, tiles, plan.splits_rows, budget);
-    }
-    const int cluster = plan.splits_rows * plan.splits_hidden;
-    if (cluster > (work.clusters ? largest_cluster : 1) ||
-        !std::has_single_bit(static_cast<unsigned>(plan.splits_hidden)) ||
-        divide_up(work.rows, plan.splits_rows) > plan.shape->rows) {
-        throw UserError("cuda gate", "rows that fit a cluster of this GPU",
-                        std::to_string(work.rows) + " rows of weights",
-                        "use the torch path for this layer");
-    }
-    return plan;
+int pad(int bytes) {
+    return divide_up(bytes, 128) * 128;
 }
 
-/// Tokens of a tile: small while the tiles do not fill the GPU.
-int tile_for(const Workload &work) {
-    if (work.tokens <= 64) {
-        return 8;
+/// Floats between two rows of sums: 4 modulo 8, so that the pushes of two tokens meet no bank.
+int padded_pitch(const Needs &needs) {
+    return divide_up(needs.pitch, 8) * 8 + 4;
+}
+
+int slots_of(const Plan &plan) {
+    return std::max(plan.shape->tokens, plan.cluster);
+}
+
+/// The largest tile not above `tokens` whose sums fit.
+template <std::size_t N>
+const TileShape *fitting(const std::array<TileShape, N> &shapes, int tokens, const Workload &work,
+                         const Needs &needs) {
+    const int limit = work.clusters ? shared_limit_hopper : shared_limit;
+    for (;; tokens /= 2) {
+        const TileShape *shape = pick_shape(shapes, tokens);
+        const Plan plan{shape, shape->tokens, largest_cluster};
+        if (tokens <= 8 || shared_bytes(plan, needs, work) <= limit) {
+            return shape;
+        }
     }
-    return work.rows > 128 && divide_up(work.tokens, 128) >= work.multiprocessors ? 128 : 64;
+}
+
+/// Measured (tests/benchmarks/evidence/sweep_h100.json).
+int gate_cluster(const Workload &work, int tile) {
+    const int tiles = divide_up(work.tokens, tile);
+    const int most = work.rows > 128 ? largest_cluster : 8;
+    int cluster = 1;
+    while (work.clusters && cluster < most && tiles * cluster * 2 <= work.multiprocessors &&
+           cluster * 2 * unit * 2 <= work.hidden) {
+        cluster *= 2;
+    }
+    return cluster;
+}
+
+int gate_tile(const Workload &work) {
+    return work.tokens <= 64 ? 8 : work.tokens <= 256 ? 16 : work.tokens <= 512 ? 32 : 64;
+}
+
+void check_cluster(int cluster, const Workload &work) {
+    if (!std::has_single_bit(static_cast<unsigned>(cluster)) ||
+        cluster > (work.clusters ? largest_cluster : 1)) {
+        throw UserError("cuda plan", "a cluster of 1, 2, 4, 8 or 16 blocks on a GPU that has them",
+                        std::to_string(cluster));
+    }
 }
 
 } // namespace
 
-Plan plan_gate(const Workload &work, int dtype, bool narrow, const Plan &wanted) {
+int row_floats(int experts) {
+    return 32 * std::max(2, static_cast<int>(std::bit_ceil(
+                                static_cast<unsigned>(divide_up(experts, 32)))));
+}
+
+int shared_bytes(const Plan &plan, const Needs &needs, const Workload &work) {
+    const int slots = slots_of(plan);
+    return pad(partial_bytes(*plan.shape, work.rows)) + pad(slots * padded_pitch(needs) * 4) +
+           needs.scratch_bytes;
+}
+
+Plan plan_gate(const Workload &work, int dtype, const Needs &needs, const Plan &wanted) {
     Plan plan = wanted;
-    plan.shape = gate_shape(dtype, wanted.tile_tokens != 0 ? wanted.tile_tokens : tile_for(work),
-                            narrow && dtype == dtype_bf16 && work.rows <= 64);
-    return complete(plan, work, work.multiprocessors);
+    const int tile = wanted.tile_tokens != 0 ? wanted.tile_tokens : gate_tile(work);
+    plan.shape = dtype == dtype_bf16  ? fitting(gate_bf16, tile, work, needs)
+                 : dtype == dtype_f16 ? fitting(gate_f16, tile, work, needs)
+                                      : fitting(gate_f32, tile, work, needs);
+    plan.tile_tokens = plan.shape->tokens;
+    plan.cluster = wanted.cluster != 0 ? wanted.cluster : gate_cluster(work, plan.tile_tokens);
+    check_cluster(plan.cluster, work);
+    return plan;
 }
 
 Plan plan_route(const Workload &work, bool matrix, bool rows, const Plan &wanted) {
     Plan plan = wanted;
-    plan.shape = rows ? (matrix ? &rows_bf16 : &rows_f32) : (matrix ? &lists_bf16 : &lists_f32);
-    // Measured (tests/benchmarks/evidence/sweep_h100.json): one wave of blocks, at most 8 a
-    // cluster.
-    return complete(plan, work, work.multiprocessors);
+    // The projection has few rows: a block reads its tokens alone, and no cluster need meet.
+    const int tile = wanted.tile_tokens != 0               ? wanted.tile_tokens
+                     : work.tokens > 24 * work.multiprocessors ? 32
+                                                               : 8;
+    plan.shape = matrix ? pick_shape(rows ? rows_bf16 : lists_bf16, tile)
+                        : (rows ? rows_f32 : lists_f32).data();
+    plan.tile_tokens = plan.shape->tokens;
+    plan.cluster = wanted.cluster != 0 ? wanted.cluster : 1;
+    check_cluster(plan.cluster, work);
+    return plan;
 }
 
-namespace {
-
-/// Stage width and count: wide stages mean few instructions, but two should fit.
-int choose_ring(int rows, bool crowded, Product &product) {
-    const int share = divide_up(divide_up(product.hidden, chunk), product.splits_hidden) * chunk;
-    const int budget = crowded ? crowded_bytes : alone_bytes;
-    for (int columns = 4 * chunk; columns >= chunk; columns /= 2) {
-        const int stage = rows * (columns * 2 + 16);
-        const int wanted = std::min(divide_up(share, columns), max_stages);
-        const int stages = std::min(wanted, budget / stage);
-        if (stages >= std::min(wanted, 3) || columns == chunk) {
-            product.stage_columns = columns;
-            product.stages = std::max(stages, 1);
-            return product.stages * stage;
-        }
-    }
-    return 0; // not reached
-}
-
-} // namespace
-
-Grid apply(const Plan &plan, int scratch_experts, int multiprocessors, Product &product) {
+Grid apply(const Plan &plan, const Needs &needs, Product &product) {
     const TileShape &shape = *plan.shape;
-    const int all = product.outputs * product.planes;
-    const int rows = divide_up(divide_up(all, plan.splits_rows), 16) * 16;
-    product.rows_of_block = rows;
-    product.splits_hidden = plan.splits_hidden;
-    product.splits_rows = divide_up(all, rows); // rounding up to 16 may leave a block without rows
-    const int stride = divide_up(rows, 32) * 32 + 4; // exchange_stride of kernels/cluster.cuh
-    product.exchange_offset = divide_up(shape.tokens * stride * 4, 128) * 128;
-    // Row::words of kernels/select.cuh
-    const int scratch = scratch_experts == 0 ? 0 : warps * (2 * scratch_experts + max_groups) * 4;
-    const int cluster = product.splits_hidden * product.splits_rows;
-    product.cluster = cluster;
-    product.hidden_shift = std::countr_zero(static_cast<unsigned>(product.splits_hidden));
-    product.chunks_of_split = divide_up(divide_up(product.hidden, chunk), product.splits_hidden);
-    product.tokens_of_block = divide_up(shape.tokens, cluster);
-    product.rows_reciprocal = static_cast<std::uint32_t>(
-        ((1ULL << 32) + static_cast<unsigned>(rows) - 1) / static_cast<unsigned>(rows));
+    const int rows = product.outputs * product.planes;
+    product.groups = divide_up(rows, shape.rows);
+    product.row_warps = row_warps(product.groups);
+    product.row_shift = log2_of(product.row_warps);
+    product.cluster = plan.cluster;
+    product.cluster_shift = log2_of(plan.cluster);
+    product.tokens_of_block = std::max(1, shape.tokens / plan.cluster);
+    product.token_shift = log2_of(product.tokens_of_block);
+    product.pitch = padded_pitch(needs);
+    product.received_offset = pad(partial_bytes(shape, rows));
+    product.scratch_offset =
+        product.received_offset + pad(slots_of(plan) * product.pitch * 4);
     const int tiles = divide_up(product.tokens, shape.tokens);
-    const int feed =
-        shape.matrix ? choose_ring(shape.tokens + rows, tiles * cluster > multiprocessors, product)
-                     : (shape.tokens + rows) * (chunk + 1) * 4;
-    const int shared = std::max(feed, product.exchange_offset + scratch);
-    return {static_cast<std::uint32_t>(tiles), static_cast<std::uint32_t>(cluster),
-            static_cast<std::uint32_t>(shared)};
+    return {static_cast<std::uint32_t>(tiles), static_cast<std::uint32_t>(plan.cluster),
+            static_cast<std::uint32_t>(product.scratch_offset + needs.scratch_bytes)};
 }
 
 } // namespace spectral::cuda

@@ -1,4 +1,4 @@
-// How a product is cut into tiles and clusters; the thresholds come from measurements.
+// How a product is cut into tiles and clusters; the choices come from measurements.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +11,14 @@ namespace spectral::cuda {
 struct TileShape {
     const char *kernel;
     int tokens;
-    int rows; ///< most rows of a block
-    bool matrix;
+    int rows; ///< of the weight that a warp multiplies at once
 };
 
 /// A choice of shape and cluster; zeros in a request mean "choose".
 struct Plan {
     const TileShape *shape = nullptr;
     int tile_tokens = 0;
-    int splits_hidden = 0;
-    int splits_rows = 0;
+    int cluster = 0; ///< blocks that split the hidden columns of a tile, a power of two
 };
 
 /// What a plan is chosen from.
@@ -30,17 +28,27 @@ struct Workload {
     bool clusters; ///< compute capability 9.0 and later
 };
 
-/// The exact gate; `narrow` rules have kernels of their own up to 64 experts. Throws UserError when
-/// no shape fits.
-Plan plan_gate(const Workload &work, int dtype, bool narrow, const Plan &wanted);
-/// The projection of the geometric router.
+/// What the kernel keeps in shared memory beside the partial sums.
+struct Needs {
+    int pitch;         ///< floats of a row of sums, at least the rows of the weight
+    int scratch_bytes; ///< after them
+};
+
+/// The exact gate of weights of `dtype`.
+Plan plan_gate(const Workload &work, int dtype, const Needs &needs, const Plan &wanted);
+/// The projection of the geometric router; `rows`: the kernel of the whole rule.
 Plan plan_route(const Workload &work, bool matrix, bool rows, const Plan &wanted);
 
 /// Fills the tiling fields of `product` and returns the grid, the cluster and the shared memory.
-/// `scratch_experts` is the length of a warp's row buffer; zero where none is needed.
 struct Grid {
     std::uint32_t tiles, cluster, shared_bytes;
 };
-Grid apply(const Plan &plan, int scratch_experts, int multiprocessors, Product &product);
+Grid apply(const Plan &plan, const Needs &needs, Product &product);
+
+/// Bytes of shared memory that a block of this plan takes.
+int shared_bytes(const Plan &plan, const Needs &needs, const Workload &work);
+
+/// Floats that a lane-wise read of a row of experts may touch: 32 times a power of two.
+int row_floats(int experts);
 
 } // namespace spectral::cuda

@@ -52,11 +52,22 @@ template <int V> struct Heap {
 struct List {
     Key mine = 0;
     Key last = 0; ///< key of lane count - 1, in every lane: what a newcomer must beat
+    Key bar = 0;  ///< a score that `count` entries are known to reach, whoever they are
     int count;
 
     __device__ explicit List(int count_) : count(count_) {}
 
-    __device__ void refresh() { last = __shfl_sync(all_lanes, mine, count - 1); }
+    __device__ void refresh() {
+        const Key kept = __shfl_sync(all_lanes, mine, count - 1);
+        last = kept > bar ? kept : bar;
+    }
+
+    /// `count` different entries reach this order.
+    __device__ void raise(unsigned order) {
+        const Key reached = static_cast<Key>(order) << 32;
+        bar = reached > bar ? reached : bar;
+        last = bar > last ? bar : last;
+    }
 
     /// A score below this cannot enter; NaN passes the test `!(score < floor)` and is told apart
     /// later.

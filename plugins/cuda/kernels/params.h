@@ -6,37 +6,38 @@
 namespace spectral::cuda {
 
 inline constexpr int warps = 8;       ///< of every block
-inline constexpr int chunk = 64;      ///< columns of the hidden state in one pipeline stage
-inline constexpr int max_stages = 8;  ///< of the ring that feeds the product
+inline constexpr int unit = 32;       ///< columns of the hidden state that a warp multiplies at once
 inline constexpr int branching = 32;  ///< children of a tree node, experts of a block
 inline constexpr int max_row = 1024;  ///< experts that one warp can hold in registers
 inline constexpr int max_list = 32;   ///< candidates of a scan or search: one a lane
 inline constexpr int max_rank = 44;   ///< 3 * 4 levels + 32 colours
-inline constexpr int max_depth = 8;   ///< inner levels of a tree: 32^8 experts
+inline constexpr int max_roots = 4;   ///< nodes of 32 children that together are the root of a tree
 inline constexpr int max_groups = 32; ///< of a group-limited rule: one a lane
+
+inline constexpr int max_chunks = 512;       ///< of a scan
+inline constexpr int scan_bytes = 33'344;    ///< of shared memory, checked in kernels/route.cu
+inline constexpr int walk_bytes = 6144 * 8;  ///< the same of a tree walk by eight warps
 
 enum DtypeCode : std::int32_t { dtype_f32 = 0, dtype_f16 = 1, dtype_bf16 = 2 };
 enum ScoreCode : std::int32_t { score_softmax, score_sigmoid, score_sqrtsoftplus, score_logits };
 enum WeightCode : std::int32_t { weight_score, weight_softmax, weight_sigmoid };
 
-/// x [tokens, hidden] times weight [planes * outputs, hidden] transposed, cut for clusters of
-/// `splits_hidden * splits_rows` blocks: each multiplies `rows_of_block` rows by its share of the
-/// hidden columns. Planes are summands of a float32 weight.
+/// x [tokens, hidden] times weight [planes * outputs, hidden] transposed. A cluster of blocks has a
+/// tile of tokens and splits the hidden columns; within a block the warps split the rows of the
+/// weight and what is left of the columns. Planes are summands of a float32 weight.
 struct Product {
     const void *x;
     const void *weight;
     std::int64_t stride; ///< elements between two tokens of x
     std::int32_t tokens, hidden;
     std::int32_t outputs, planes;
-    std::int32_t rows_of_block;
-    std::int32_t splits_hidden, splits_rows;
-    std::int32_t cluster, hidden_shift; ///< their product; splits_hidden = 1 << hidden_shift
-    std::int32_t chunks_of_split;       ///< chunks of 64 columns that one hidden split multiplies
-    std::int32_t tokens_of_block;       ///< of a tile that each block of the cluster finishes
-    std::uint32_t rows_reciprocal; ///< ceil(2^32 / rows_of_block): row / rows_of_block as a product
+    std::int32_t groups;                       ///< of rows, each one warp's
+    std::int32_t row_warps, row_shift;         ///< warps side by side along the rows: 1 << row_shift
+    std::int32_t cluster, cluster_shift;       ///< blocks that split the columns: 1 << cluster_shift
+    std::int32_t tokens_of_block, token_shift; ///< of a tile that each block of the cluster finishes
+    std::int32_t pitch;                        ///< floats between two received rows of sums
     std::int32_t x_dtype;
-    std::int32_t stage_columns, stages; ///< of the ring, matrix products only
-    std::int32_t exchange_offset;       ///< bytes of shared memory before the row buffers
+    std::int32_t received_offset, scratch_offset; ///< bytes of shared memory
 };
 
 /// gate.GateRule with its flags as numbers.
@@ -72,11 +73,13 @@ struct Space {
     std::int32_t biased; ///< the blocks hold a choice bias
 };
 
-/// A 32-wide tree over the blocks. Rows of a node: lower [R], upper [R], power [L], beta, bias.
+/// A 32-wide tree over the blocks. Rows of a node: lower [R], upper [R], power [L], beta, bias; then
+/// one expert of each child, with the rows of a block.
 struct Tree {
-    const float *values;          ///< [nodes, 2R + L + 2, 32]
+    const float *values;          ///< [nodes, 3R + L + 4, 32]
     const std::int32_t *children; ///< [nodes, 32]: inner node, ~block, or none
     const float *reach;           ///< [R + 1], largest |coordinate|, then largest |beta|
+    std::int32_t roots;           ///< the first nodes, at which every walk begins
 };
 
 inline constexpr std::int32_t no_child = 0x7FFFFFFF;
@@ -105,7 +108,8 @@ struct RouteArguments {
     Space space;
     Tree tree;
     Rerank rerank;
-    std::int32_t search; ///< walk the tree instead of scanning the blocks
+    std::int32_t search;       ///< walk the tree instead of scanning the blocks
+    std::int32_t chunk_blocks; ///< of a scan: blocks whose largest scores are kept together
 };
 
 } // namespace spectral::cuda

@@ -1,197 +1,149 @@
-// Partial products of a tile of tokens with a block's rows: matrix instructions or float32 FMA.
+// Partial products of a tile of tokens: matrix instructions or float32 FMA, operands straight from
+// global memory to registers.
+//
+// A lane loads 16 bytes of a row where mma wants 4 and 4 bytes 16 apart: the same permutation of the
+// columns on both sides leaves the sum as it is, and nothing passes through shared memory.
 #pragma once
 
-#include "product_float.cuh"
 #include "tile.cuh"
 
 namespace spectral::cuda {
 
-// ---- matrix instructions -------------------------------------------------------------------
-
-__device__ inline void barrier_init(unsigned barrier) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-
-__device__ inline void barrier_expect(unsigned barrier, unsigned bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-#endif
-}
-
-/// Waits for the copies of a stage; before Hopper for all copies.
-__device__ inline void barrier_wait(unsigned barrier, unsigned parity) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{\n.reg .pred done;\nwait:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra wait;\n}" ::"r"(barrier),
-                 "r"(parity)
-                 : "memory");
-#else
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    __syncthreads();
-#endif
-}
-
-__device__ inline void copy_row(unsigned target, const void *source, unsigned bytes,
-                                unsigned barrier) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-            "r"(target),
-        "l"(source), "r"(bytes), "r"(barrier)
-        : "memory");
-#else
-    for (unsigned at = 0; at < bytes; at += 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + at),
-                     "l"(static_cast<const char *>(source) + at)
-                     : "memory");
+__device__ inline float load_hidden(const Product &p, long long at) {
+    if (p.x_dtype == dtype_f32) {
+        return static_cast<const float *>(p.x)[at];
     }
-#endif
-}
-
-/// A ring of stages, `columns` of the hidden state each.
-struct Ring {
-    unsigned base, pitch, stage_bytes, barriers;
-    int rows;       ///< tokens and weight rows of a stage
-    int first, end; ///< columns of this block's share
-
-    template <class S>
-    static __device__ Ring of(const Product &p, const Place &at, const void *shared,
-                              const void *barriers) {
-        Ring r;
-        r.base = shared_address(shared);
-        r.pitch = static_cast<unsigned>(p.stage_columns) * 2U + 16U;
-        r.rows = S::tokens + (at.rows + 15) / 16 * 16;
-        r.stage_bytes = static_cast<unsigned>(S::tokens + p.rows_of_block) * r.pitch;
-        r.barriers = shared_address(barriers);
-        r.first = at.first_chunk * chunk;
-        r.end = min(p.hidden, (at.first_chunk + at.chunks) * chunk);
-        return r;
+    if (p.x_dtype == dtype_f16) {
+        return __half2float(static_cast<const __half *>(p.x)[at]);
     }
-};
-
-/// Stages of so many columns; widths are 64, 128 or 256.
-__device__ inline int stages_in(int columns, int width) {
-    return (columns + width - 1) >> (width == 256 ? 8 : width == 128 ? 7 : 6);
+    return __bfloat162float(static_cast<const __nv_bfloat16 *>(p.x)[at]);
 }
 
-/// Starts the copies of one stage. Rows beyond the ends repeat the last one: nobody reads their
-/// results.
+/// Sixteen bytes of a row, zeros beyond its end.
+__device__ inline uint4 load_part(const char *base, unsigned offset, bool inside) {
+    return inside ? __ldg(reinterpret_cast<const uint4 *>(base + offset)) : uint4{0U, 0U, 0U, 0U};
+}
+
+/// Units [first, end) of the columns; rows and tokens beyond the ends repeat the last one: nobody
+/// reads their results.
 template <class S, class Op>
-__device__ void fill_stage(const Product &p, const Place &at, const Ring &ring, int step,
-                           int slot) {
-    using Type = typename Op::Type;
-    const int column = ring.first + step * p.stage_columns;
-    const int width = min(p.stage_columns, ring.end - column);
-    const unsigned barrier = ring.barriers + static_cast<unsigned>(slot) * 8U;
-    const unsigned stage = ring.base + static_cast<unsigned>(slot) * ring.stage_bytes;
-    if (threadIdx.x == 0) {
-        barrier_expect(barrier, static_cast<unsigned>(ring.rows * width) * 2U);
-    }
-    for (int row = static_cast<int>(threadIdx.x); row < ring.rows; row += warps * 32) {
-        const bool token = row < S::tokens;
-        const long long r = token ? min(at.first_token + row, p.tokens - 1)
-                                  : at.first_row + min(row - S::tokens, at.rows - 1);
-        const Type *source = static_cast<const Type *>(token ? p.x : p.weight) +
-                             (token ? r * p.stride : r * p.hidden) + column;
-        const unsigned target = stage + static_cast<unsigned>(row) * ring.pitch;
-        if ((width & 15) != 0) { // half a k-step is left: the other half must be zeros
-            asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(
-                             target + static_cast<unsigned>(width) * 2U),
-                         "r"(0U)
-                         : "memory");
-        }
-        copy_row(target, source, static_cast<unsigned>(width) * 2U, barrier);
-    }
-}
-
-__device__ inline void load_matrices(unsigned (&out)[4], unsigned address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-template <class S, class Op>
-__device__ void multiply_stage(unsigned stage, unsigned pitch, int width, int row_tiles,
+__device__ void multiply_units(const Product &p, const Place &at, int first_row, int first, int end,
                                Accumulators<S> &acc) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int warp_e = warp / S::warps_t, warp_t = warp % S::warps_t;
-    constexpr int pairs = (S::pieces + 1) / 2;
-    // Lanes 0-7, 8-15: columns k, k + 8 of the first 8 tokens; lanes 16-31: of the next 8.
-    const int token = warp_t * S::pieces * 8 + (lane & 7) + (S::pieces == 1 ? 0 : (lane >> 4) * 8);
-    unsigned b_at = stage + static_cast<unsigned>(token) * pitch + (lane >> 3 & 1) * 16U;
-    unsigned a_at = stage + static_cast<unsigned>(S::tokens + warp_e * 16 + (lane & 15)) * pitch +
-                    (lane >> 4) * 16U;
-#pragma unroll 2
-    for (int k = 0; k < width; k += 16, a_at += 32, b_at += 32) {
-        unsigned b[pairs][4];
+    const int lane = static_cast<int>(threadIdx.x) & 31, line = lane >> 2;
+    const int last_row = p.outputs * p.planes - 1;
+    const char *w = static_cast<const char *>(p.weight);
+    const char *x = static_cast<const char *>(p.x) + at.first_token * p.stride * 2;
+    unsigned w_at[S::row_tiles][2], x_at[S::token_tiles];
 #pragma unroll
-        for (int n = 0; n < pairs; ++n) {
-            load_matrices(b[n], b_at + static_cast<unsigned>(n * 16) * pitch);
+    for (int i = 0; i < S::row_tiles; ++i) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int row = min(first_row + i * 16 + h * 8 + line, last_row);
+            w_at[i][h] = static_cast<unsigned>(row) * static_cast<unsigned>(p.hidden) * 2U;
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < S::token_tiles; ++n) {
+        const int token = min(n * 8 + line, at.live - 1);
+        x_at[n] = static_cast<unsigned>(token) * static_cast<unsigned>(p.stride) * 2U;
+    }
+    constexpr int loads = 2 * S::row_tiles + S::token_tiles;
+    constexpr int together = loads <= 4 ? 8 : loads <= 10 ? 4 : loads <= 12 ? 2 : 1;
+#pragma unroll together
+    for (int u = first; u < end; ++u) {
+        const int column = u * unit + (lane & 3) * 8;
+        const bool inside = column < p.hidden;
+        const unsigned offset = static_cast<unsigned>(column) * 2U;
+        uint4 b[S::token_tiles];
+#pragma unroll
+        for (int n = 0; n < S::token_tiles; ++n) {
+            b[n] = load_part(x, x_at[n] + offset, inside);
         }
 #pragma unroll
-        for (int i = 0; i < S::tiles; ++i) {
-            if (warp_e + i * S::warps_e < row_tiles) {
-                unsigned a[4];
-                load_matrices(a, a_at + static_cast<unsigned>(i * S::warps_e * 16) * pitch);
+        for (int i = 0; i < S::row_tiles; ++i) {
+            const uint4 low = load_part(w, w_at[i][0] + offset, inside);
+            const uint4 high = load_part(w, w_at[i][1] + offset, inside);
+            const unsigned a0[4] = {low.x, high.x, low.y, high.y};
+            const unsigned a1[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
-                for (int n = 0; n < S::pieces; ++n) {
-                    Op::multiply(acc[i][n], a, b[n / 2][2 * (n & 1)], b[n / 2][2 * (n & 1) + 1]);
+            for (int n = 0; n < S::token_tiles; ++n) {
+                Op::multiply(acc[i][n], a0, b[n].x, b[n].y);
+                Op::multiply(acc[i][n], a1, b[n].z, b[n].w);
+            }
+        }
+    }
+}
+
+/// The same sums in the same registers as the matrix instruction leaves them, by FMA.
+template <class S>
+__device__ void multiply_floats(const Product &p, const Place &at, int first_row, int first,
+                                int end, Accumulators<S> &acc) {
+    const int lane = static_cast<int>(threadIdx.x) & 31, line = lane >> 2, pair = (lane & 3) * 2;
+    const int last_row = p.outputs * p.planes - 1;
+    const float *w = static_cast<const float *>(p.weight);
+    for (int c = first * unit; c < min(end * unit, p.hidden); ++c) {
+        float x[S::token_tiles][2];
+#pragma unroll
+        for (int n = 0; n < S::token_tiles; ++n) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const int token = at.first_token + min(n * 8 + pair + j, at.live - 1);
+                x[n][j] = load_hidden(p, token * p.stride + c);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < S::row_tiles; ++i) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const long long row = min(first_row + i * 16 + h * 8 + line, last_row);
+                const float weight = __ldg(w + row * p.hidden + c);
+#pragma unroll
+                for (int n = 0; n < S::token_tiles; ++n) {
+                    acc[i][n][2 * h] = fmaf(weight, x[n][0], acc[i][n][2 * h]);
+                    acc[i][n][2 * h + 1] = fmaf(weight, x[n][1], acc[i][n][2 * h + 1]);
                 }
             }
         }
     }
 }
 
-/// All columns of this block through a ring of stages.
-template <class S, class Op>
-__device__ void multiply_matrix(const Product &p, const Place &at, char *shared,
-                                Accumulators<S> &acc) {
-    __shared__ unsigned long long barriers[max_stages];
-    const Ring ring = Ring::of<S>(p, at, shared, barriers);
-    const int steps = stages_in(ring.end - ring.first, p.stage_columns);
-    const int row_tiles = (at.rows + 15) / 16;
-    if (threadIdx.x < max_stages) {
-        barrier_init(ring.barriers + threadIdx.x * 8U);
-    }
-    __syncthreads();
-    // One loop for filling and running: the code is fetched once a launch, and that is what costs.
-    int slot = 0;
-    unsigned parity = 0;
-#pragma unroll 1
-    for (int step = -p.stages; step < steps; ++step) {
-        if (step >= 0) {
-            const int width = min(p.stage_columns, ring.end - ring.first - step * p.stage_columns);
-            barrier_wait(ring.barriers + static_cast<unsigned>(slot) * 8U, parity);
-            if ((width & 15) != 0) {
-                __syncthreads();
+/// One warp's sums to shared memory, [rows][tokens].
+template <class S>
+__device__ void store_partials(float *target, const Accumulators<S> &acc) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+    float *mine = target + (lane >> 2) * S::partial_pitch + (lane & 3) * 2;
+#pragma unroll
+    for (int i = 0; i < S::row_tiles; ++i) {
+#pragma unroll
+        for (int n = 0; n < S::token_tiles; ++n) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                *reinterpret_cast<float2 *>(mine + (i * 16 + h * 8) * S::partial_pitch + n * 8) =
+                    make_float2(acc[i][n][2 * h], acc[i][n][2 * h + 1]);
             }
-            multiply_stage<S, Op>(ring.base + static_cast<unsigned>(slot) * ring.stage_bytes,
-                                  ring.pitch, width, row_tiles, acc);
         }
-        if (step + p.stages < steps) {
-            if (step >= 0) {
-                __syncthreads(); // every warp has read the stage
-            }
-            fill_stage<S, Op>(p, at, ring, step + p.stages, slot);
-        }
-        slot = slot + 1 == p.stages ? 0 : slot + 1;
-        parity ^= slot == 0 && step >= 0 ? 1U : 0U;
     }
-    __syncthreads();
 }
 
+/// All rows by this block's share of the columns: partial sums [column warps][rows][tokens].
 template <class S, class Op>
-__device__ void multiply(const Product &p, const Place &at, char *shared, Accumulators<S> &acc) {
-    if constexpr (Op::matrix) {
-        multiply_matrix<S, Op>(p, at, shared, acc);
-    } else {
-        multiply_float<S>(p, at, shared, acc);
+__device__ void multiply(const Product &p, const Place &at, float *partial) {
+    const int warp = static_cast<int>(threadIdx.x) >> 5;
+    const int units = (p.hidden + unit - 1) / unit;
+    const int column_shift = 3 - p.row_shift; // eight warps
+    const int split = (at.rank << column_shift) + (warp >> p.row_shift);
+    const int shift = p.cluster_shift + column_shift;
+    const int first = units * split >> shift, end = units * (split + 1) >> shift;
+    float *target = partial + (warp >> p.row_shift) * p.groups * S::rows * S::partial_pitch;
+#pragma unroll 1
+    for (int g = warp & (p.row_warps - 1); g < p.groups; g += p.row_warps) {
+        Accumulators<S> acc = {};
+        if constexpr (Op::matrix) {
+            multiply_units<S, Op>(p, at, g * S::rows, first, end, acc);
+        } else {
+            multiply_floats<S>(p, at, g * S::rows, first, end, acc);
+        }
+        store_partials<S>(target + g * S::rows * S::partial_pitch, acc);
     }
 }
 

@@ -1,6 +1,6 @@
 // The fused geometric router: projection, then rows of scores, a scan or a tree walk, in one
 // launch.
-#include "cluster.cuh"
+#include "scan.cuh"
 #include "search.cuh"
 #include "select.cuh"
 
@@ -51,34 +51,6 @@ __device__ __noinline__ float exact_logit(const RouteArguments &a, long long tok
                    a.rule.round_dtype);
 }
 
-/// Projects one token into the warp's point; returns the common mode.
-__device__ float read_point(const RouteArguments &a, const Sums &sums, int token, Walk &walk) {
-    float common = 0.0F;
-    float value[2];
-    if (a.product.outputs <= 32) {
-        float one[1];
-        sums.gather(token, one);
-        value[0] = one[0];
-    } else {
-        sums.gather(token, value);
-    }
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-        const int r = j * 32 + lane_id();
-        if (r < a.product.outputs) {
-            const float projected = value[j] - a.space.offset[r];
-            if (r < a.space.rank) {
-                walk.point[r] = projected;
-            } else {
-                common = projected;
-            }
-        }
-    }
-    common = warp_sum(common); // only one lane holds it
-    __syncwarp();
-    return common;
-}
-
 // ---- rows: the whole gate rule on approximate logits ------------------------------------------
 
 /// Replaces the C best approximate logits by exact ones and leaves only these eligible. The others
@@ -111,23 +83,43 @@ __device__ __noinline__ void rerank_row(const RouteArguments &a, Row &row, long 
     __syncwarp();
 }
 
+/// V approximate logits a lane, the common mode included, and in the row.
 template <int V>
-__device__ __noinline__ void finish_rows(const RouteArguments &a, const Sums &sums, int first_token,
-                                         Share share, Walk &walk, unsigned *scratch) {
-    Row row = Row::at(scratch, a.rule.experts);
-    for (int i = static_cast<int>(threadIdx.x) >> 5; i < share.count; i += warps) {
-        const long long token = first_token + share.first + i;
-        const float common = read_point(a, sums, share.first + i, walk);
-        const Query q{a.space, a.tree, a.rule, walk.point, walk.squared, 0.0F};
-#pragma unroll 2
-        for (int block = 0; block < a.space.block_count; ++block) {
-            float logit;
-            q.score(block, logit);
-            if (block * 32 + lane_id() < a.rule.experts) {
-                row.logit[block * 32 + lane_id()] = logit + common;
-            }
+__device__ void score_row(const RouteArguments &a, const Points &points, int slot, float (&value)[V],
+                          Row &row) {
+    const int rank = a.space.rank, experts = a.rule.experts;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        const int e = place_of<V>(j);
+        const int real = min(e, experts - 1);
+        const float *v = a.space.blocks + (real >> 5) * (rank + 2) * 32 + (real & 31);
+        float logit = v[0];
+#pragma unroll 4
+        for (int r = 0; r < rank; ++r) {
+            logit = fmaf(v[(r + 2) * 32], points.value[r][slot], logit);
         }
-        __syncwarp();
+        value[j] = logit + points.common[slot];
+        if (e < experts) {
+            row.logit[e] = value[j];
+        }
+    }
+    __syncwarp();
+}
+
+/// The tokens of this block, a warp each.
+template <int V>
+__device__ void finish_rows(const RouteArguments &a, const Place &at, const Points *points,
+                            unsigned *scratch, Key *slots) {
+    Row row = Row::at(reinterpret_cast<float *>(scratch), scratch + a.rule.experts);
+    for (int i = static_cast<int>(threadIdx.x) >> 5; i < at.count; i += warps) {
+        const long long token = at.first_token + at.first + i;
+        float value[V];
+        score_row(a, points[i / group_tokens], i % group_tokens, value, row);
+        if (a.rerank.gate == nullptr && short_rule(a.rule)) {
+            store_logits(row, a.rule, a.output, token);
+            finish_short(a.rule, a.output, value, row.logit, token, slots);
+            continue;
+        }
         if (a.rerank.gate != nullptr) {
             rerank_row(a, row, token);
         } else {
@@ -184,116 +176,78 @@ __device__ void store_list(const RouteArguments &a, List &list, long long token)
     }
 }
 
-/// A point with NaN ranks experts by id; so does the reference.
-__device__ bool broken_point(const RouteArguments &a, const Walk &walk) {
-    bool broken = false;
-    for (int r = lane_id(); r < a.space.rank; r += 32) {
-        broken = broken || walk.point[r] != walk.point[r];
+/// One token's list by its warp.
+__device__ void search(const RouteArguments &a, Points &points, int token, Walk &walk, List &list) {
+    Query q = Query::of(a, points, token);
+    if (!broken_point(q) && prepare(q, points, token) && Search{q, walk, list}.run()) {
+        return;
     }
-    return __any_sync(all_lanes, broken);
+    list = List(list.count);
+    scan_alone(q, list);
 }
 
-/// Warps that share one token's scan when a block has fewer tokens than warps.
-__device__ int team_of(const RouteArguments &a, int tokens) {
-    const int spare = a.search != 0 || tokens == 0 ? 1 : warps / tokens;
-    return spare >= 8 ? 8 : spare >= 4 ? 4 : spare >= 2 ? 2 : 1;
-}
-
-/// Joins the lists of a team in its first warp; every warp of the block comes here exactly once.
-__device__ void join_lists(Walk *walks, int team, List &list) {
-    const int warp = static_cast<int>(threadIdx.x) >> 5;
-    reinterpret_cast<Key *>(walks[warp].bound)[lane_id()] = list.mine;
-    __syncthreads();
-    if (warp % team == 0) {
-        Heap<warps> heap;
-#pragma unroll
-        for (int i = 0; i < warps; ++i) {
-            const Key key =
-                i < team ? reinterpret_cast<const Key *>(walks[warp + i].bound)[lane_id()] : 0;
-            heap.order[i] = order_of(key);
-            heap.id[i] = key == 0 ? 0x7FFFFFFF : id_of(key);
+__device__ __noinline__ void store_all_logits(const Query &q, const Output &out, long long token,
+                                              float common) {
+    for (int block = 0; block < q.space.block_count; ++block) {
+        float logit;
+        q.score(q.block(block), logit);
+        const int id = block * 32 + lane_id();
+        if (id < q.space.experts) {
+            static_cast<float *>(out.logits)[token * q.space.experts + id] = logit + common;
         }
-        list.rebuild(heap);
     }
 }
 
-__device__ void find(const RouteArguments &a, Walk &walk, List &list, int part, int team) {
-    float slack = 0.0F;
-    const bool walks =
-        a.search != 0 && !broken_point(a, walk) && prepare(a.space, a.tree, walk, slack);
-    const Query q{a.space, a.tree, a.rule, walk.point, walk.squared, slack};
-    const int blocks = a.space.block_count;
-    if (walks) {
-        search_tree(q, walk, list);
-    } else if (a.search != 0) {
+static_assert(sizeof(Scan) <= scan_bytes && sizeof(Walk) * warps <= walk_bytes);
+
+/// Lists of the block's tokens, eight at a time, a warp each in the end.
+__device__ void finish_lists(const RouteArguments &a, const Place &at, Points *points,
+                             char *scratch) {
+    const int warp = static_cast<int>(threadIdx.x) >> 5;
 #pragma unroll 1
-        for (int block = 0; block < blocks; ++block) {
-            const int one[batch] = {block, -1, -1, -1};
-            offer_blocks(q, one, list);
-        }
-    } else {
-        scan_blocks(q, list, static_cast<int>(static_cast<long long>(blocks) * part / team),
-                    static_cast<int>(static_cast<long long>(blocks) * (part + 1) / team));
-    }
-}
-
-__device__ __noinline__ void finish_lists(const RouteArguments &a, const Sums &sums,
-                                          int first_token, Share share, Walk *walks) {
-    const int warp = static_cast<int>(threadIdx.x) >> 5;
-    const int team = team_of(a, share.count);
-    Walk &walk = walks[warp];
-    for (int i = warp / team; i < share.count || (team > 1 && i < warps / team);
-         i += warps / team) {
-        const bool real =
-            i < share.count; // in a team all warps meet at the barrier, also idle ones
-        const long long token = first_token + share.first + i;
+    for (int first = 0; first < at.count; first += group_tokens) {
+        const int tokens = min(group_tokens, at.count - first);
+        Points &group = points[first / group_tokens];
+        const long long token = at.first_token + at.first + first + warp;
         List list(a.output.count);
-        if (real) {
-            const float common = read_point(a, sums, share.first + i, walk);
-            find(a, walk, list, warp % team, team);
-            if (a.output.logits != nullptr && warp % team == 0) {
-                const Query q{a.space, a.tree, a.rule, walk.point, walk.squared, 0.0F};
-                store_all_logits(q, a.output, token, common);
+        if (a.search == 0) {
+            scan_group(a, group, tokens, *reinterpret_cast<Scan *>(scratch), list);
+        } else if (warp < tokens) {
+            search(a, group, warp, reinterpret_cast<Walk *>(scratch)[warp], list);
+        }
+        if (warp < tokens) {
+            if (a.output.logits != nullptr) {
+                store_all_logits(Query::of(a, group, warp), a.output, token, group.common[warp]);
             }
-        }
-        __syncwarp();
-        if (team > 1) {
-            join_lists(walks, team, list);
-        }
-        if (real && warp % team == 0) {
             store_list(a, list, token);
         }
-        __syncwarp();
+        __syncthreads(); // the next eight use the same memory
     }
 }
 
-template <class S, class Op> __device__ void route(const RouteArguments &a, bool rows) {
+template <class S, class Op, bool Rows> __device__ void route(const RouteArguments &a) {
     extern __shared__ __align__(128) char shared[];
-    __shared__ Walk walks[warps];
+    __shared__ Points points[S::tokens / group_tokens];
     const Place at = Place::of<S>(a.product);
-    {
-        Accumulators<S> acc = {};
-        multiply<S, Op>(a.product, at, shared, acc);
-        store_partials<S>(a.product, at, reinterpret_cast<float *>(shared), acc);
-    }
-    cluster_arrive();
-    cluster_wait();
-    const Sums sums = Sums::of(a.product, shared);
-    const Share share = Share::of<S>(a.product, at);
-    const int warp = static_cast<int>(threadIdx.x) >> 5;
-    if (rows) {
-        unsigned *scratch = reinterpret_cast<unsigned *>(shared + a.product.exchange_offset) +
-                            warp * Row::words(a.rule.experts);
-        if (a.rule.experts <= 128) {
-            finish_rows<4>(a, sums, at.first_token, share, walks[warp], scratch);
+    const float *received = project<S, Op>(a.product, at, shared);
+    read_points(a, at, received, points);
+    __syncthreads();
+    char *scratch = shared + a.product.scratch_offset;
+    if constexpr (Rows) {
+        __shared__ Key slots[warps][most_met];
+        const int warp = static_cast<int>(threadIdx.x) >> 5;
+        unsigned *own =
+            reinterpret_cast<unsigned *>(scratch) + warp * (2 * a.rule.experts + max_groups);
+        if (a.rule.experts <= 64) {
+            finish_rows<2>(a, at, points, own, slots[warp]);
+        } else if (a.rule.experts <= 256) {
+            finish_rows<8>(a, at, points, own, slots[warp]);
         } else {
-            finish_rows<32>(a, sums, at.first_token, share, walks[warp], scratch);
+            finish_rows<32>(a, at, points, own, slots[warp]);
         }
     } else {
-        finish_lists(a, sums, at.first_token, share, walks);
+        finish_lists(a, at, points, scratch);
     }
-    cluster_arrive(); // nobody leaves while a peer still reads its sums
-    cluster_wait();
 }
 
 } // namespace
@@ -301,12 +255,14 @@ template <class S, class Op> __device__ void route(const RouteArguments &a, bool
 #define SPECTRAL_ROUTE(name, blocks, rows, op, ...)                                                \
     extern "C" __global__ void __launch_bounds__(warps * 32, blocks)                               \
         name(const __grid_constant__ RouteArguments a) {                                           \
-        route<Shape<__VA_ARGS__>, op>(a, rows);                                                    \
+        route<Shape<__VA_ARGS__>, op, rows>(a);                                                    \
     }
 
-SPECTRAL_ROUTE(spectral_rows_bf16, 1, true, Bf16, 32, 4, 5)
-SPECTRAL_ROUTE(spectral_rows_f32, 1, true, F32, 32, 4, 5)
-SPECTRAL_ROUTE(spectral_lists_bf16, 2, false, Bf16, 32, 4, 5)
-SPECTRAL_ROUTE(spectral_lists_f32, 2, false, F32, 32, 4, 5)
+SPECTRAL_ROUTE(spectral_rows_bf16_8, 1, true, Bf16, 1, 1)
+SPECTRAL_ROUTE(spectral_rows_bf16_32, 1, true, Bf16, 1, 4)
+SPECTRAL_ROUTE(spectral_rows_f32_8, 1, true, F32, 1, 1)
+SPECTRAL_ROUTE(spectral_lists_bf16_8, 2, false, Bf16, 1, 1)
+SPECTRAL_ROUTE(spectral_lists_bf16_32, 2, false, Bf16, 1, 4)
+SPECTRAL_ROUTE(spectral_lists_f32_8, 2, false, F32, 1, 1)
 
 } // namespace spectral::cuda

@@ -1,12 +1,13 @@
-// The gate rule on one token's row of logits: a warp a token, the row in shared memory.
+// The gate rule on one token's row of logits, a warp a token.
 //
-// Loops over experts are rolled and only the keys of the top-k sit in registers (V a lane), because
-// what a short launch pays for most is fetching instructions.
+// Rules without groups choose from registers: the K-th best of the lanes' own best is a threshold that
+// few experts reach, and these are ranked by counting. Other rules keep the row in shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "exchange.cuh"
 #include "list.cuh"
 
 namespace spectral::cuda {
@@ -46,11 +47,7 @@ struct Row {
     unsigned *order;   ///< [E + groups], ordered choice scores; zero: not eligible
     float peak, total; ///< softmax: largest logit, sum of exponentials
 
-    /// Words of shared memory that a warp's row takes.
-    static __host__ __device__ int words(int experts) { return 2 * experts + max_groups; }
-    static __device__ Row at(unsigned *scratch, int experts) {
-        return {reinterpret_cast<float *>(scratch), scratch + experts, 0.0F, 1.0F};
-    }
+    static __device__ Row at(float *logit, unsigned *order) { return {logit, order, 0.0F, 1.0F}; }
 
     __device__ void soften(int experts) {
         peak = -INFINITY;
@@ -158,14 +155,24 @@ __device__ __noinline__ void limit_groups(const Rule &rule, Row &row) {
     __syncwarp();
 }
 
+/// Sum over the first lanes, `width` of them a power of two.
+__device__ inline float first_sum(float value, int width) {
+#pragma unroll 1
+    for (int step = width >> 1; step > 0; step >>= 1) {
+        value += __shfl_xor_sync(all_lanes, value, step);
+    }
+    return value;
+}
+
 /// Weights of the chosen experts in lanes 0..K-1.
 __device__ inline float weigh(const Rule &rule, float logit, float peak, float total) {
     const bool chosen = lane_id() < rule.top_k;
+    const int width = rule.top_k > 16 ? 32 : rule.top_k > 8 ? 16 : 8;
     float weight = 0.0F;
     if (rule.weight == weight_softmax) {
         const float most = warp_max(chosen ? logit : -INFINITY);
         weight = chosen ? expf(logit - most) : 0.0F;
-        weight /= warp_sum(weight);
+        weight /= first_sum(weight, width);
     } else {
         const int kind = rule.weight == weight_sigmoid ? score_sigmoid : rule.score;
         weight = !chosen                 ? 0.0F
@@ -173,7 +180,7 @@ __device__ inline float weigh(const Rule &rule, float logit, float peak, float t
                                          : transform(kind, logit);
     }
     if (rule.normalise != 0) {
-        weight /= fmaxf(warp_sum(weight), rule.normalise_min) + rule.normalise_eps;
+        weight /= fmaxf(first_sum(weight, width), rule.normalise_min) + rule.normalise_eps;
     }
     return weight * rule.scale;
 }
@@ -204,17 +211,86 @@ __device__ inline bool short_rule(const Rule &rule) {
     return rule.groups == 1 && (rule.score != score_softmax || rule.choice_bias == nullptr);
 }
 
-/// A short row without groups, in registers: expert 32 j + lane in value[j]. Stores ids and
-/// weights.
-template <int V>
-__device__ void finish_short(const Rule &rule, const Output &out, const float (&value)[V],
-                             long long token) {
-    const bool plain = rule.score == score_softmax;
-    float peak = 0.0F, total = 1.0F;
-    Keys<V> keys;
+inline constexpr int most_met = 32; ///< experts that may reach the threshold, one a lane
+
+/// Every expert in turn, for rows with too many equals: lane i < count gets the i-th.
+template <int V> __device__ __noinline__ int choose_slowly(unsigned (&order)[V], int count) {
+    int chosen = 0;
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+        unsigned best = 0U;
+        int id = 0x7FFFFFFF;
+#pragma unroll
+        for (int j = 0; j < V; ++j) { // a lane's ids ascend
+            id = order[j] > best ? place_of<V>(j) : id;
+            best = max(best, order[j]);
+        }
+        const unsigned top = __reduce_max_sync(all_lanes, best);
+        const int winner = __reduce_min_sync(all_lanes, best == top ? id : 0x7FFFFFFF);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            order[j] = place_of<V>(j) == winner ? 0U : order[j];
+        }
+        chosen = lane_id() == i ? winner : chosen;
+    }
+    return chosen;
+}
+
+/// The ids of the `count` largest orders (zero: absent) in lanes 0..count-1, equals by smaller id;
+/// id j of a lane is place_of<V>(j). `slots` are 32 words of the warp's own.
+template <int V> __device__ int choose(unsigned (&order)[V], int count, Key *slots) {
+    const int lane = lane_id();
+    unsigned own = 0U;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-        const int e = j * 32 + lane_id();
+        own = max(own, order[j]);
+    }
+    unsigned least = 1U;
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+        least = __reduce_max_sync(all_lanes, own);
+        const unsigned holders = __ballot_sync(all_lanes, own == least);
+        own = (holders & (0U - holders)) == 1U << lane ? 0U : own;
+    }
+    least = max(least, 1U);
+    int met = 0;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        const unsigned in = __ballot_sync(all_lanes, order[j] >= least);
+        const int slot = met + __popc(in & ((1U << lane) - 1U));
+        if (order[j] >= least && slot < most_met) {
+            slots[slot] = key_of(order[j], place_of<V>(j));
+        }
+        met += __popc(in);
+    }
+    if (met > most_met) {
+        return choose_slowly(order, count);
+    }
+    __syncwarp();
+    const Key mine = lane < met ? slots[lane] : 0;
+    int rank = 0;
+#pragma unroll 4
+    for (int i = 0; i < met; ++i) {
+        rank += slots[i] > mine ? 1 : 0;
+    }
+    __syncwarp();
+    if (lane < met && rank < count) {
+        slots[rank] = mine;
+    }
+    __syncwarp();
+    const int id = id_of(slots[lane]);
+    return lane < count ? id : 0;
+}
+
+/// A row without groups from registers, whose logits are also in `row`. Stores ids and weights.
+template <int V>
+__device__ void finish_short(const Rule &rule, const Output &out, const float (&value)[V],
+                             const float *row, long long token, Key *slots) {
+    const bool plain = rule.score == score_softmax;
+    unsigned order[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        const int e = place_of<V>(j);
         float choice = value[j];
         if (!plain) {
             choice = transform(rule.score, choice);
@@ -222,21 +298,11 @@ __device__ void finish_short(const Rule &rule, const Output &out, const float (&
         if (rule.choice_bias != nullptr && e < rule.experts) {
             choice += rule.choice_bias[e];
         }
-        keys.order[j] = e < rule.experts ? ordered(choice != choice ? -INFINITY : choice) : 0U;
+        order[j] = e < rule.experts ? ordered(choice != choice ? -INFINITY : choice) : 0U;
     }
-    keys.refresh();
-    int id = 0;
-#pragma unroll 1
-    for (int i = 0; i < rule.top_k; ++i) {
-        const int expert = keys.pop();
-        id = lane_id() == i ? expert : id;
-    }
-    float logit = 0.0F;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-        const float other = __shfl_sync(all_lanes, value[j], id & 31);
-        logit = id >> 5 == j ? other : logit;
-    }
+    const int id = choose(order, rule.top_k, slots);
+    const float logit = row[id];
+    float peak = 0.0F, total = 1.0F;
     if (plain && rule.weight == weight_score) {
         peak = __shfl_sync(all_lanes, logit, 0); // the first chosen is the largest
     }
@@ -247,11 +313,12 @@ __device__ void finish_short(const Rule &rule, const Output &out, const float (&
         total = 0.0F;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-            total += j * 32 + lane_id() < rule.experts ? expf(value[j] - peak) : 0.0F;
+            total += place_of<V>(j) < rule.experts ? expf(value[j] - peak) : 0.0F;
         }
         total = warp_sum(total);
     }
     store_choice(rule, out, token, id, weigh(rule, logit, peak, total));
+    __syncwarp();
 }
 
 /// From choice scores in the row to stored ids and weights.
