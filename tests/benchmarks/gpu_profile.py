@@ -1,4 +1,4 @@
-"""One launch of each fused kernel, for a profiler to look at."""
+"""Launches of each fused kernel, for a profiler to look at: the second of every pair is the warm one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import torch
 
 from spectral_convert import route_arms
 
+LAUNCHES = (
+    (64, "gate", (8, 8), 1),
+    (64, "gate", (16, 2), 1024),
+    (64, "gate", (64, 8), 1024),
+    (512, "gate", (8, 16), 1),
+    (4096, "scan", (8, 1), 1024),
+    (65_536, "search", (8, 1), 1024),
+)
+
 
 def main() -> None:
     with torch.inference_mode():
-        for experts, kind in ((64, "gate"), (512, "gate"), (4096, "scan"), (65_536, "search")):
+        for experts, kind, plan, batch in LAUNCHES:
             planted = route_arms.plant(experts, 1)
-            make = route_arms.fused_gate(planted) if kind == "gate" else route_arms.geometric(planted, kind)
-            x = route_arms.hidden_states(planted, 1024, 0)
-            for _ in range(3):
-                make(x)
+            route = (
+                route_arms.fused_gate(planted, plan)
+                if kind == "gate"
+                else route_arms.geometric(planted, kind, plan)
+            )
+            x = route_arms.hidden_states(planted, batch, 0)
+            for _ in range(2):
+                route(x)
     torch.cuda.synchronize()
 
 
