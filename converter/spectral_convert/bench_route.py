@@ -131,7 +131,7 @@ def _routes(planted: Planted, batch: int, *, peers: bool, compiled: bool) -> Ite
     if not peers:
         return
     if planted.experts <= cuda.MAX_ROW:
-        yield "ours: exact gate", route_arms.fused_gate(planted)
+        yield "ours: exact gate", route_arms.exact_gate(planted, batch)
         yield "cuBLAS + Triton top-k", route_arms.matrix_and_fused_topk(planted)
         peer = route_arms.peer_topk(planted)
         if peer is not None:

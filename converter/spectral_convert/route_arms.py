@@ -173,9 +173,31 @@ def fused_gate(planted: Planted, plan: tuple[int, int] = (0, 0)) -> Route:
     return route
 
 
-def geometric(
-    planted: Planted, method: str, plan: tuple[int, int] = (0, 0), *, native: Any = None
-) -> Route:
+def split_gate(planted: Planted) -> Route:
+    """The exact gate as cuBLAS and our launch for the rule."""
+    rule, weight = planted.rule, planted.weight
+    native = operators.FusedGate(rule, None, None).native(weight, torch.bfloat16)
+
+    def route(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = functional.linear(x, weight)
+        ids = torch.empty(len(x), rule.top_k, dtype=torch.int32, device="cuda")
+        weights = torch.empty(len(x), rule.top_k, device="cuda")
+        native.pick(
+            logits.data_ptr(), rule.experts, len(x), 2, ids.data_ptr(), False, weights.data_ptr(), 0,
+            operators.stream_of(x),
+        )  # fmt: skip
+        return ids, weights
+
+    return route
+
+
+def exact_gate(planted: Planted, batch: int) -> Route:
+    """The exact gate as `attach` runs it at this batch."""
+    native = operators.FusedGate(planted.rule, None, None).native(planted.weight, torch.bfloat16)
+    return fused_gate(planted) if native.fuses(batch) else split_gate(planted)
+
+
+def geometric(planted: Planted, method: str, plan: tuple[int, int] = (0, 0), *, native: Any = None) -> Route:
     """The geometric router in one launch: `scan`, `search` (tree), or `rows` (the whole rule, E up to 1 024)."""
     rule = planted.rule
     router = native or cuda.native_router(planted.geometry, rule, planted.bvh, None)

@@ -52,6 +52,14 @@ void run_gate(const CudaGate &gate, Address x, std::int64_t stride, int tokens, 
     gate.run(call);
 }
 
+void pick_gate(const CudaGate &gate, Address logits, std::int64_t stride, int tokens, int dtype,
+               Address ids, bool wide, Address weights, int weights_dtype, Address stream) {
+    cuda::GateCall call{logits, stride, tokens, dtype};
+    call.output = output_of(ids, wide, weights, weights_dtype, 0, 0);
+    call.stream = reinterpret_cast<cuda::Stream>(stream);
+    gate.pick(call);
+}
+
 std::unique_ptr<CudaRouter>
 make_router(int device, const py::dict &rule, const py::array &mean, const py::array &projection,
             const py::array &centres, const py::array &colour, const py::array &beta,
@@ -140,7 +148,11 @@ void bind_gate(py::module_ &m) {
         .def("run", &run_gate, py::arg("x"), py::arg("stride"), py::arg("tokens"),
              py::arg("x_dtype"), py::arg("ids"), py::arg("wide"), py::arg("weights"),
              py::arg("weights_dtype"), py::arg("logits"), py::arg("logits_dtype"),
-             py::arg("stream"), py::arg("splits") = Splits{0, 0});
+             py::arg("stream"), py::arg("splits") = Splits{0, 0})
+        .def("pick", &pick_gate, py::arg("logits"), py::arg("stride"), py::arg("tokens"),
+             py::arg("dtype"), py::arg("ids"), py::arg("wide"), py::arg("weights"),
+             py::arg("weights_dtype"), py::arg("stream"))
+        .def("fuses", &CudaGate::fuses, py::arg("tokens"));
 }
 
 } // namespace

@@ -5,6 +5,7 @@
 
 #include "kernel_module.h"
 #include "spectral/error.h"
+#include "thresholds.h"
 
 namespace spectral::cuda {
 namespace {
@@ -50,17 +51,35 @@ CudaGate::CudaGate(Device device, const Rule &rule, const GateArrays &arrays)
     }
     const bool quick = // short_rule of kernels/select.cuh: nothing but registers
         rule.groups == 1 && (rule.score != score_softmax || arrays.choice_bias == 0);
-    needs_ = {(arrays.planes - 1) * rule.experts + row_floats(rule.experts),
+    needs_ = {(arrays.planes - 1) * rule.experts + 32 * lane_width(rule.experts),
               quick ? 0 : warps * (rule.experts + max_groups) * 4};
-    for (const int tokens : {1, 128, 512, 1024, 1 << 20}) { // loaded, so that a capture finds them
-        const Plan plan = plan_gate(work(tokens), arrays.dtype, needs_, {});
-        kernel_named(plan.shape->kernel, context.handle());
+    for (const int tokens : {1, 128, 1 << 20}) { // loaded, so that a capture finds them
+        kernel(plan_gate(work(tokens), arrays.dtype, needs_, {}).shape->kernel, context.handle());
     }
+    kernel("spectral_gate_pick", context.handle());
 }
 
 Workload CudaGate::work(int tokens) const {
     return {tokens, rule_.experts * arrays_.planes, arrays_.hidden, facts_.multiprocessors,
             facts_.capability >= 90};
+}
+
+Function CudaGate::kernel(const char *shape, Context context) const {
+    return kernel_named(shape + ("_" + std::to_string(lane_width(rule_.experts))), context);
+}
+
+GateArguments CudaGate::arguments(const GateCall &call) const {
+    GateArguments a{};
+    a.product.x = reinterpret_cast<const void *>(call.x);
+    a.product.stride = call.stride;
+    a.product.tokens = call.tokens;
+    a.product.outputs = rule_.experts;
+    a.product.x_dtype = call.x_dtype;
+    a.rule = rule_;
+    a.rule.choice_bias = reinterpret_cast<const float *>(arrays_.choice_bias);
+    a.output = call.output;
+    a.bias = reinterpret_cast<const float *>(arrays_.bias);
+    return a;
 }
 
 void CudaGate::run(const GateCall &call) const {
@@ -74,23 +93,31 @@ void CudaGate::run(const GateCall &call) const {
         }
     }
     const CurrentContext context(device_);
-    GateArguments a{};
-    a.product.x = reinterpret_cast<const void *>(call.x);
+    GateArguments a = arguments(call);
     a.product.weight = reinterpret_cast<const void *>(arrays_.weight);
-    a.product.stride = call.stride;
-    a.product.tokens = call.tokens;
     a.product.hidden = arrays_.hidden;
-    a.product.outputs = rule_.experts;
     a.product.planes = arrays_.planes;
-    a.product.x_dtype = call.x_dtype;
-    a.rule = rule_;
-    a.rule.choice_bias = reinterpret_cast<const float *>(arrays_.choice_bias);
-    a.output = call.output;
-    a.bias = reinterpret_cast<const float *>(arrays_.bias);
     const Plan plan = plan_gate(work(call.tokens), arrays_.dtype, needs_, call.plan);
     const Grid grid = apply(plan, needs_, a.product);
-    launch(kernel_named(plan.shape->kernel, context.handle()),
+    launch(kernel(plan.shape->kernel, context.handle()),
            {grid.tiles, grid.cluster, grid.shared_bytes, call.stream}, &a);
+}
+
+void CudaGate::pick(const GateCall &call) const {
+    if (call.tokens == 0) {
+        return;
+    }
+    const CurrentContext context(device_);
+    GateArguments a = arguments(call);
+    const int shared = warps * (2 * rule_.experts + max_groups) * 4;
+    const int blocks = (call.tokens + warps - 1) / warps;
+    launch(kernel("spectral_gate_pick", context.handle()),
+           {static_cast<std::uint32_t>(blocks), 1, static_cast<std::uint32_t>(shared), call.stream},
+           &a);
+}
+
+bool CudaGate::fuses(int tokens) const {
+    return one_launch_pays(rule_.experts, tokens);
 }
 
 } // namespace spectral::cuda

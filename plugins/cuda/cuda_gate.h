@@ -38,10 +38,18 @@ class CudaGate {
     /// Enqueues the launch. No allocation, no synchronisation, capturable.
     void run(const GateCall &call) const;
 
+    /// The same from logits [tokens, E] of `x_dtype` in place of the hidden states.
+    void pick(const GateCall &call) const;
+
+    /// Whether `run` is faster than a library's product and `pick`, by measurement.
+    [[nodiscard]] bool fuses(int tokens) const;
+
     [[nodiscard]] const Rule &rule() const { return rule_; }
 
   private:
     [[nodiscard]] Workload work(int tokens) const;
+    [[nodiscard]] GateArguments arguments(const GateCall &call) const;
+    Function kernel(const char *shape, Context context) const; ///< loads it on first use
 
     Device device_;
     Rule rule_;

@@ -58,12 +58,12 @@ void check_sizes(const Geometry &g) {
     }
 }
 
-/// Blocks whose largest scores a scan keeps together: few enough to be scored twice for little,
-/// many enough that all chunks are listed.
-int chunk_of(int blocks) {
+/// Blocks that keep one largest score in a scan, as a power of two: a warp's share of a short scan,
+/// else 16, or as many as the list of chunks needs.
+int chunk_shift_of(int blocks) {
+    const int share = std::min((blocks + warps - 1) / warps, 16);
     const int listed = (blocks + max_chunks - 1) / max_chunks;
-    const int shared = (blocks + warps - 1) / warps;
-    return std::max({listed, std::min(shared, 4), std::min(blocks / 128, 64), 1});
+    return std::countr_zero(std::bit_ceil(static_cast<unsigned>(std::max({share, listed, 1}))));
 }
 
 } // namespace
@@ -177,7 +177,7 @@ void CudaRouter::run(const RouteCall &call, bool rows) const {
     const Workload work{call.tokens, a.product.outputs * a.product.planes, a.product.hidden,
                         facts_.multiprocessors, facts_.capability >= 90};
     const Plan plan = plan_route(work, matrix, rows, call.plan);
-    a.chunk_blocks = chunk_of(space_.block_count);
+    a.chunk_shift = chunk_shift_of(space_.block_count);
     const int scratch = rows    ? warps * (2 * space_.experts + max_groups) * 4
                         : walks ? walk_bytes
                                 : scan_bytes;

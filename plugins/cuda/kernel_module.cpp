@@ -68,7 +68,7 @@ std::string cuda_absent() {
 #endif
 }
 
-Function kernel_named(const char *name, Context context) {
+Function kernel_named(const std::string &name, Context context) {
     static std::mutex mutex;
     static std::map<std::pair<Context, const void *>, Module> modules;
     static std::map<std::pair<Context, std::string>, Function> functions;

@@ -13,7 +13,7 @@ std::string cuda_absent();
 
 /// A kernel of the embedded fatbins in the current context. Throws UserError when the GPU is none
 /// of those compiled for. Loading is not allowed while a stream captures: call once before.
-Function kernel_named(const char *name, Context context);
+Function kernel_named(const std::string &name, Context context);
 
 /// How a kernel is launched: a cluster of blocks of 256 threads for every tile of tokens.
 struct Launch {

@@ -11,13 +11,11 @@
 namespace spectral::cuda {
 namespace {
 
-constexpr std::array<TileShape, 4> gate_bf16{{{"spectral_gate_bf16_8", 8, 64},
+constexpr std::array<TileShape, 3> gate_bf16{{{"spectral_gate_bf16_8", 8, 64},
                                               {"spectral_gate_bf16_16", 16, 64},
-                                              {"spectral_gate_bf16_32", 32, 64},
-                                              {"spectral_gate_bf16_64", 64, 64}}};
-constexpr std::array<TileShape, 2> gate_f16{
-    {{"spectral_gate_f16_8", 8, 64}, {"spectral_gate_f16_32", 32, 64}}};
-constexpr std::array<TileShape, 1> gate_f32{{{"spectral_gate_f32_16", 16, 32}}};
+                                              {"spectral_gate_bf16_32", 32, 64}}};
+constexpr std::array<TileShape, 1> gate_f16{{{"spectral_gate_f16_16", 16, 64}}};
+constexpr std::array<TileShape, 1> gate_f32{{{"spectral_gate_f32_16", 16, 64}}};
 constexpr std::array<TileShape, 2> rows_bf16{
     {{"spectral_rows_bf16_8", 8, 16}, {"spectral_rows_bf16_32", 32, 16}}};
 constexpr std::array<TileShape, 1> rows_f32{{{"spectral_rows_f32_8", 8, 16}}};
@@ -53,17 +51,21 @@ int row_warps(int groups) {
     return std::min(warps, static_cast<int>(std::bit_ceil(static_cast<unsigned>(groups))));
 }
 
+/// Floats between two tokens of partial sums, as partial_pitch of kernels/tile.cuh.
+int pitch_of_partials(const TileShape &shape, int rows) {
+    return divide_up(divide_up(rows, shape.rows) * shape.rows, 32) * 32 + 8;
+}
+
 int partial_bytes(const TileShape &shape, int rows) {
-    const int groups = divide_up(rows, shape.rows);
-    const int pitch = shape.tokens == 8 ? 8 : shape.tokens + 8; // Shape::partial_pitch
-    return warps / row_warps(groups) * groups * shape.rows * pitch * 4;
+    const int parts = warps / row_warps(divide_up(rows, shape.rows));
+    return parts * shape.tokens * pitch_of_partials(shape, rows) * 4;
 }
 
 int pad(int bytes) {
     return divide_up(bytes, 128) * 128;
 }
 
-/// Floats between two rows of sums: 4 modulo 8, so that the pushes of two tokens meet no bank.
+/// Floats between two rows of sums.
 int padded_pitch(const Needs &needs) {
     return divide_up(needs.pitch, 8) * 8 + 4;
 }
@@ -99,7 +101,7 @@ int gate_cluster(const Workload &work, int tile) {
 }
 
 int gate_tile(const Workload &work) {
-    return work.tokens <= 64 ? 8 : work.tokens <= 256 ? 16 : work.tokens <= 512 ? 32 : 64;
+    return work.tokens <= 64 ? 8 : work.tokens <= 256 ? 16 : 32;
 }
 
 void check_cluster(int cluster, const Workload &work) {
@@ -112,9 +114,8 @@ void check_cluster(int cluster, const Workload &work) {
 
 } // namespace
 
-int row_floats(int experts) {
-    return 32 * std::max(2, static_cast<int>(std::bit_ceil(
-                                static_cast<unsigned>(divide_up(experts, 32)))));
+int lane_width(int experts) {
+    return std::max(2, static_cast<int>(std::bit_ceil(static_cast<unsigned>(divide_up(experts, 32)))));
 }
 
 int shared_bytes(const Plan &plan, const Needs &needs, const Workload &work) {
@@ -138,9 +139,8 @@ Plan plan_gate(const Workload &work, int dtype, const Needs &needs, const Plan &
 Plan plan_route(const Workload &work, bool matrix, bool rows, const Plan &wanted) {
     Plan plan = wanted;
     // The projection has few rows: a block reads its tokens alone, and no cluster need meet.
-    const int tile = wanted.tile_tokens != 0               ? wanted.tile_tokens
-                     : work.tokens > 24 * work.multiprocessors ? 32
-                                                               : 8;
+    const bool many = work.tokens > 128 * work.multiprocessors;
+    const int tile = wanted.tile_tokens != 0 ? wanted.tile_tokens : many ? 32 : 8;
     plan.shape = matrix ? pick_shape(rows ? rows_bf16 : lists_bf16, tile)
                         : (rows ? rows_f32 : lists_f32).data();
     plan.tile_tokens = plan.shape->tokens;
@@ -159,6 +159,7 @@ Grid apply(const Plan &plan, const Needs &needs, Product &product) {
     product.cluster_shift = log2_of(plan.cluster);
     product.tokens_of_block = std::max(1, shape.tokens / plan.cluster);
     product.token_shift = log2_of(product.tokens_of_block);
+    product.partial_pitch = pitch_of_partials(shape, rows);
     product.pitch = padded_pitch(needs);
     product.received_offset = pad(partial_bytes(shape, rows));
     product.scratch_offset =

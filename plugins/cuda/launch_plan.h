@@ -9,7 +9,7 @@ namespace spectral::cuda {
 
 /// A tile shape that a kernel was compiled for.
 struct TileShape {
-    const char *kernel;
+    const char *kernel; ///< of the gate: without the width of a lane
     int tokens;
     int rows; ///< of the weight that a warp multiplies at once
 };
@@ -48,7 +48,7 @@ Grid apply(const Plan &plan, const Needs &needs, Product &product);
 /// Bytes of shared memory that a block of this plan takes.
 int shared_bytes(const Plan &plan, const Needs &needs, const Workload &work);
 
-/// Floats that a lane-wise read of a row of experts may touch: 32 times a power of two.
-int row_floats(int experts);
+/// Experts a lane of the gate holds: 2, 4, 8, 16 or 32; a row of sums is read 32 times as far.
+int lane_width(int experts);
 
 } // namespace spectral::cuda

@@ -26,6 +26,12 @@ inline bool tree_pays(std::int64_t experts, std::size_t rank, std::int64_t token
            (experts >= shallow_experts && tokens >= shallow_tokens);
 }
 
+/// Whether the exact gate is faster in one launch than as a library's product and a launch for the
+/// rule.
+inline bool one_launch_pays(std::int64_t experts, std::int64_t tokens) {
+    return experts <= 64 ? tokens <= 1024 : experts <= 128 ? tokens <= 256 : tokens <= 32;
+}
+
 /// Hidden states that one call from host memory stages at a time, in bytes.
 inline constexpr std::int64_t staging_bytes = 256LL << 20;
 

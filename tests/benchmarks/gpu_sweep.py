@@ -24,7 +24,7 @@ BATCHES = (1, 32, 256, 1024, 4096, 65_536)
 
 def plans(batch: int) -> Iterator[tuple[int, int]]:
     """Tiles and clusters worth a try: about a wave of blocks, or one block a tile."""
-    for tile, cluster in itertools.product((8, 16, 32, 64), (1, 2, 4, 8, 16)):
+    for tile, cluster in itertools.product((8, 16, 32), (1, 2, 4, 8, 16)):
         blocks = -(-batch // tile) * cluster
         if (blocks <= 264 and (cluster >= 8 or blocks >= 64)) or (cluster <= 2 and tile >= 32 <= batch):
             yield tile, cluster
@@ -55,6 +55,7 @@ def sweep_gates(results: list[dict], save: Callable[[], None]) -> None:
         for batch in BATCHES:
             routes = {str(plan): route_arms.fused_gate(planted, plan) for plan in plans(batch)}
             routes["chosen"] = route_arms.fused_gate(planted)
+            routes["split"] = route_arms.split_gate(planted)
             routes["cuBLAS + Triton"] = route_arms.matrix_and_fused_topk(planted)
             record(results, "gate", planted, batch, routes)
         save()

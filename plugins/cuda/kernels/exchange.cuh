@@ -1,5 +1,8 @@
 // Sums of the partial products: over a block's warps, then pushed to the block of the cluster that
 // finishes the token.
+//
+// Pushes are asynchronous stores that count their bytes on a barrier of the receiver: a barrier of
+// the whole cluster would flush the L1 caches and wait for every store to reach the L2.
 #pragma once
 
 #include "product.cuh"
@@ -10,10 +13,18 @@ __device__ inline unsigned shared_address(const void *p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-/// Tells the peers that this block runs, so that they may write to its shared memory.
-__device__ inline void cluster_announce(const Product &p) {
+/// Expects what the peers will push, and tells them that this block runs.
+__device__ inline void cluster_announce(const Product &p, const Place &at, unsigned barrier) {
 #if __CUDA_ARCH__ >= 900
     if (p.cluster > 1) {
+        if (threadIdx.x == 0) {
+            const int quads = (p.outputs * p.planes + 3) / 4;
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
+                         "r"(p.cluster * at.count * quads * 16)
+                         : "memory");
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
         asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
     }
 #endif
@@ -27,68 +38,66 @@ __device__ inline void cluster_meet(const Product &p) {
 #endif
 }
 
-/// What was pushed is there afterwards.
-__device__ inline void cluster_exchange(const Product &p) {
+/// What was pushed to this block is there afterwards.
+__device__ inline void cluster_receive(const Product &p, const Place &at, unsigned barrier) {
 #if __CUDA_ARCH__ >= 900
     if (p.cluster > 1) {
-        asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-        asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+        if (at.count > 0) {
+            asm volatile("{\n.reg .pred done;\nwait:\n"
+                         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
+                         "@!done bra wait;\n}" ::"r"(barrier)
+                         : "memory");
+        }
         return;
     }
 #endif
     __syncthreads();
 }
 
-/// A float to the same place in another block's shared memory.
-__device__ inline void push(unsigned address, int rank, int cluster, float value) {
+/// Four floats to the same place in another block's shared memory.
+__device__ inline void push(unsigned address, unsigned barrier, int rank, float4 v) {
 #if __CUDA_ARCH__ >= 900
-    if (cluster > 1) {
-        asm volatile("{\n.reg .b32 peer;\n"
-                     "mapa.shared::cluster.u32 peer, %0, %1;\n"
-                     "st.shared::cluster.f32 [peer], %2;\n}" ::"r"(address),
-                     "r"(rank), "f"(value)
-                     : "memory");
-        return;
-    }
+    asm volatile("{\n.reg .b32 peer, counter;\n"
+                 "mapa.shared::cluster.u32 peer, %0, %2;\n"
+                 "mapa.shared::cluster.u32 counter, %1, %2;\n"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[peer], {%3, %4, %5, %6}, [counter];\n}" ::"r"(address),
+                 "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
 #endif
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 
 /// Adds the warps' partial sums, in their order, and pushes them: [ranks][tokens of block][pitch].
 template <class S>
 __device__ void reduce_and_push(const Product &p, const Place &at, const float *partial,
-                                unsigned received) {
+                                float *received, unsigned barrier) {
+    const int quads = (p.outputs * p.planes + 3) >> 2, parts = warps >> p.row_shift;
+    const int plane = S::tokens * p.partial_pitch;
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-    const int rows = p.outputs * p.planes, parts = warps >> p.row_shift;
-    const int plane = p.groups * S::rows * S::partial_pitch;
-    // A warp takes 16 rows of 8 tokens at a time, in an order that meets every bank once.
-    const int lane_row = (lane & 3) + 4 * (lane >> 3), lane_token = (lane >> 2 & 1) * 4;
-    constexpr int eights = S::tokens / 8;
-    const int all = (rows + 15) / 16 * eights;
+    // Tokens to warps, rows to lanes; with few rows a warp takes several tokens.
+    const int width = quads > 16 ? 32 : quads > 8 ? 16 : quads > 4 ? 8 : 4;
+    const int together = 32 / width;
 #pragma unroll 1
-    for (int i = warp; i < all; i += warps) {
-        const int row = i / eights * 16 + lane_row, token = i % eights * 8 + lane_token;
-        if (row >= rows || token >= at.live) {
-            continue;
-        }
-        const float *from = partial + row * S::partial_pitch + token;
-        float4 sum = *reinterpret_cast<const float4 *>(from);
+    for (int token = warp * together + lane / width; token < at.live; token += warps * together) {
+        const int owner = token >> p.token_shift, slot = token - (owner << p.token_shift);
+        float *target = received + ((at.rank << p.token_shift) + slot) * p.pitch;
+#pragma unroll 1
+        for (int quad = lane % width; quad < quads; quad += width) {
+            const float *from = partial + token * p.partial_pitch + quad * 4;
+            float4 sum = *reinterpret_cast<const float4 *>(from);
 #pragma unroll 4
-        for (int k = 1; k < parts; ++k) {
-            const float4 more = *reinterpret_cast<const float4 *>(from + k * plane);
-            sum.x += more.x;
-            sum.y += more.y;
-            sum.z += more.z;
-            sum.w += more.w;
-        }
-        const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-        const unsigned base =
-            received + static_cast<unsigned>((at.rank << p.token_shift) * p.pitch + row) * 4U;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const int owner = (token + j) >> p.token_shift;
-            const int slot = (token + j) - (owner << p.token_shift);
-            push(base + static_cast<unsigned>(slot * p.pitch) * 4U, owner, p.cluster, values[j]);
+            for (int k = 1; k < parts; ++k) {
+                const float4 more = *reinterpret_cast<const float4 *>(from + k * plane);
+                sum.x += more.x;
+                sum.y += more.y;
+                sum.z += more.z;
+                sum.w += more.w;
+            }
+            if (p.cluster > 1) {
+                push(shared_address(target + quad * 4), barrier, owner, sum);
+            } else {
+                *reinterpret_cast<float4 *>(target + quad * 4) = sum;
+            }
         }
     }
 }
@@ -96,14 +105,16 @@ __device__ void reduce_and_push(const Product &p, const Place &at, const float *
 /// Hidden states to received sums; returns them.
 template <class S, class Op>
 __device__ float *project(const Product &p, const Place &at, char *shared) {
+    __shared__ __align__(8) unsigned long long counter;
     float *partial = reinterpret_cast<float *>(shared);
     float *received = reinterpret_cast<float *>(shared + p.received_offset);
-    cluster_announce(p);
+    const unsigned barrier = shared_address(&counter);
+    cluster_announce(p, at, barrier);
     multiply<S, Op>(p, at, partial);
     __syncthreads();
     cluster_meet(p);
-    reduce_and_push<S>(p, at, partial, shared_address(received));
-    cluster_exchange(p);
+    reduce_and_push<S>(p, at, partial, received, barrier);
+    cluster_receive(p, at, barrier);
     return received;
 }
 
@@ -122,29 +133,31 @@ __device__ void gather(const Product &p, const float *row, float (&value)[V]) {
     for (int j = 0; j < V; ++j) {
         value[j] = 0.0F;
     }
-#pragma unroll 1
-    for (int plane = 0; plane < p.planes; ++plane) {
-        const bool aligned = (plane * p.outputs & 3) == 0;
+    const float *from = row + place_of<V>(0);
 #pragma unroll(V <= 4 ? 4 : 1)
-        for (int r = 0; r < p.cluster; ++r) {
-            const float *from = row + r * step + plane * p.outputs;
+    for (int r = 0; r < p.cluster; ++r, from += step) {
 #pragma unroll
-            for (int j = 0; j < V; j += run) {
-                float part[run];
-                const float *at = from + place_of<V>(j);
-                if (run == 4 && aligned) {
-                    *reinterpret_cast<float4 *>(part) = *reinterpret_cast<const float4 *>(at);
-                } else {
-#pragma unroll
-                    for (int k = 0; k < run; ++k) {
-                        part[k] = at[k];
-                    }
-                }
-#pragma unroll
-                for (int k = 0; k < run; ++k) {
-                    value[j + k] += part[k];
-                }
+        for (int j = 0; j < V; j += run) {
+            alignas(16) float part[run];
+            if constexpr (run == 4) {
+                *reinterpret_cast<float4 *>(part) =
+                    *reinterpret_cast<const float4 *>(from + j / run * 128);
+            } else {
+                *reinterpret_cast<float2 *>(part) = *reinterpret_cast<const float2 *>(from);
             }
+#pragma unroll
+            for (int k = 0; k < run; ++k) {
+                value[j + k] += part[k];
+            }
+        }
+    }
+    // Further summands of the weight are further rows, in general not aligned.
+#pragma unroll 1
+    for (int i = p.cluster; i < p.planes * p.cluster; ++i) {
+        const float *more = row + i % p.cluster * step + i / p.cluster * p.outputs;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            value[j] += more[place_of<V>(j)];
         }
     }
 }

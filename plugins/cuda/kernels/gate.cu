@@ -1,4 +1,5 @@
-// The fused exact gate: x W^T + bias, choice score, group limit, top-k and weights in one launch.
+// The fused exact gate: x W^T + bias, choice score, group limit, top-k and weights in one launch, and
+// the same from logits that a library multiplied.
 #include "select.cuh"
 
 namespace spectral::cuda {
@@ -35,28 +36,21 @@ __device__ void settle(const GateArguments &a, long long token, float (&value)[V
     __syncwarp();
 }
 
-/// The tokens of this block, a warp each.
+/// Settled logits to ids and weights.
 template <int V>
-__device__ void finish_tokens(const GateArguments &a, const Place &at, float *received,
-                              unsigned *scratch, Key *slots) {
-    const bool quick = short_rule(a.rule);
-    for (int i = static_cast<int>(threadIdx.x) >> 5; i < at.count; i += warps) {
-        const long long token = at.first_token + at.first + i;
-        float *row = received + i * a.product.pitch;
-        float value[V];
-        gather(a.product, row, value);
-        settle(a, token, value, row);
-        if (quick) {
-            finish_short(a.rule, a.output, value, row, token, slots);
-        } else {
-            Row whole = Row::at(row, scratch);
-            whole.choose(a.rule);
-            finish_row<V>(a.rule, a.output, whole, token);
-        }
+__device__ void finish(const GateArguments &a, long long token, const float (&value)[V], float *row,
+                       unsigned *scratch, Key *slots) {
+    if (short_rule(a.rule)) {
+        finish_short(a.rule, a.output, value, row, token, slots);
+    } else {
+        Row whole = Row::at(row, scratch);
+        whole.choose(a.rule);
+        finish_row<V>(a.rule, a.output, whole, token);
     }
 }
 
-template <class S, class Op> __device__ void gate(const GateArguments &a) {
+/// V experts a lane.
+template <class S, class Op, int V> __device__ void gate(const GateArguments &a) {
     extern __shared__ __align__(128) char shared[];
     __shared__ Key slots[warps][most_met];
     const Place at = Place::of<S>(a.product);
@@ -64,33 +58,62 @@ template <class S, class Op> __device__ void gate(const GateArguments &a) {
     const int warp = static_cast<int>(threadIdx.x) >> 5;
     unsigned *scratch = reinterpret_cast<unsigned *>(shared + a.product.scratch_offset) +
                         warp * (a.rule.experts + max_groups);
-    if (a.rule.experts <= 64) {
-        finish_tokens<2>(a, at, received, scratch, slots[warp]);
-    } else if (a.rule.experts <= 128) {
-        finish_tokens<4>(a, at, received, scratch, slots[warp]);
-    } else if (a.rule.experts <= 256) {
-        finish_tokens<8>(a, at, received, scratch, slots[warp]);
-    } else if (a.rule.experts <= 512) {
-        finish_tokens<16>(a, at, received, scratch, slots[warp]);
-    } else {
-        finish_tokens<32>(a, at, received, scratch, slots[warp]);
+#pragma unroll 1
+    for (int i = warp; i < at.count; i += warps) {
+        const long long token = at.first_token + at.first + i;
+        float *row = received + i * a.product.pitch;
+        float value[V];
+        gather(a.product, row, value);
+        settle(a, token, value, row);
+        finish(a, token, value, row, scratch, slots[warp]);
     }
+}
+
+/// From logits [tokens, E] in place of the hidden states: a warp a token.
+template <int V> __device__ void pick(const GateArguments &a) {
+    extern __shared__ __align__(128) char shared[];
+    __shared__ Key slots[warps][most_met];
+    const int warp = static_cast<int>(threadIdx.x) >> 5, last = a.rule.experts - 1;
+    const long long token = static_cast<long long>(blockIdx.y) * warps + warp;
+    if (token >= a.product.tokens) {
+        return;
+    }
+    float *row = reinterpret_cast<float *>(shared) + warp * (2 * a.rule.experts + max_groups);
+    float value[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        value[j] = load_hidden(a.product, token * a.product.stride + min(place_of<V>(j), last));
+    }
+    settle(a, token, value, row);
+    finish(a, token, value, row, reinterpret_cast<unsigned *>(row + a.rule.experts), slots[warp]);
 }
 
 } // namespace
 
-#define SPECTRAL_GATE(name, op, row_tiles, token_tiles)                                            \
+#define SPECTRAL_GATE(name, op, tokens, V)                                                         \
     extern "C" __global__ void __launch_bounds__(warps * 32, 1)                                    \
-        name(const __grid_constant__ GateArguments a) {                                            \
-        gate<Shape<row_tiles, token_tiles>, op>(a);                                                \
+        name##_##tokens##_##V(const __grid_constant__ GateArguments a) {                           \
+        gate<Shape<tokens, 8>, op, V>(a);                                                          \
     }
 
-SPECTRAL_GATE(spectral_gate_bf16_8, Bf16, 4, 1)
-SPECTRAL_GATE(spectral_gate_bf16_16, Bf16, 4, 2)
-SPECTRAL_GATE(spectral_gate_bf16_32, Bf16, 4, 4)
-SPECTRAL_GATE(spectral_gate_bf16_64, Bf16, 4, 8)
-SPECTRAL_GATE(spectral_gate_f16_8, F16, 4, 1)
-SPECTRAL_GATE(spectral_gate_f16_32, F16, 4, 4)
-SPECTRAL_GATE(spectral_gate_f32_16, F32, 2, 2)
+#define SPECTRAL_PICK(V)                                                                           \
+    extern "C" __global__ void __launch_bounds__(warps * 32, 2)                                    \
+        spectral_gate_pick_##V(const __grid_constant__ GateArguments a) {                          \
+        pick<V>(a);                                                                                \
+    }
+
+#define SPECTRAL_GATES(V)                                                                          \
+    SPECTRAL_GATE(spectral_gate_bf16, Bf16, 8, V)                                                  \
+    SPECTRAL_GATE(spectral_gate_bf16, Bf16, 16, V)                                                 \
+    SPECTRAL_GATE(spectral_gate_bf16, Bf16, 32, V)                                                 \
+    SPECTRAL_GATE(spectral_gate_f16, F16, 16, V)                                                   \
+    SPECTRAL_GATE(spectral_gate_f32, F32, 16, V)                                                   \
+    SPECTRAL_PICK(V)
+
+SPECTRAL_GATES(2)
+SPECTRAL_GATES(4)
+SPECTRAL_GATES(8)
+SPECTRAL_GATES(16)
+SPECTRAL_GATES(32)
 
 } // namespace spectral::cuda

@@ -52,21 +52,27 @@ template <int V> struct Heap {
 struct List {
     Key mine = 0;
     Key last = 0; ///< key of lane count - 1, in every lane: what a newcomer must beat
-    Key bar = 0;  ///< a score that `count` entries are known to reach, whoever they are
     int count;
 
     __device__ explicit List(int count_) : count(count_) {}
 
-    __device__ void refresh() {
-        const Key kept = __shfl_sync(all_lanes, mine, count - 1);
-        last = kept > bar ? kept : bar;
-    }
+    __device__ void refresh() { last = __shfl_sync(all_lanes, mine, count - 1); }
 
-    /// `count` different entries reach this order.
-    __device__ void raise(unsigned order) {
-        const Key reached = static_cast<Key>(order) << 32;
-        bar = reached > bar ? reached : bar;
-        last = bar > last ? bar : last;
+    /// The best of up to 32 keys, unsorted in shared memory of the warp's own.
+    __device__ void rank(Key *key, int met) {
+        const int lane = lane_id();
+        const Key own = lane < met ? key[lane] : 0;
+        int place = 0;
+#pragma unroll 4
+        for (int i = 0; i < met; ++i) {
+            place += key[i] > own ? 1 : 0;
+        }
+        __syncwarp();
+        if (lane < met) {
+            key[place] = own;
+        }
+        __syncwarp();
+        mine = lane < min(count, met) ? key[lane] : 0;
     }
 
     /// A score below this cannot enter; NaN passes the test `!(score < floor)` and is told apart

@@ -15,8 +15,8 @@ inline constexpr int max_roots = 4;   ///< nodes of 32 children that together ar
 inline constexpr int max_groups = 32; ///< of a group-limited rule: one a lane
 
 inline constexpr int max_chunks = 512;       ///< of a scan
-inline constexpr int scan_bytes = 33'344;    ///< of shared memory, checked in kernels/route.cu
-inline constexpr int walk_bytes = 6144 * 8;  ///< the same of a tree walk by eight warps
+inline constexpr int scan_bytes = 37'504;    ///< of shared memory, checked in kernels/route.cu
+inline constexpr int walk_bytes = 6656 * 8;  ///< the same of a tree walk by eight warps
 
 enum DtypeCode : std::int32_t { dtype_f32 = 0, dtype_f16 = 1, dtype_bf16 = 2 };
 enum ScoreCode : std::int32_t { score_softmax, score_sigmoid, score_sqrtsoftplus, score_logits };
@@ -35,6 +35,8 @@ struct Product {
     std::int32_t row_warps, row_shift;         ///< warps side by side along the rows: 1 << row_shift
     std::int32_t cluster, cluster_shift;       ///< blocks that split the columns: 1 << cluster_shift
     std::int32_t tokens_of_block, token_shift; ///< of a tile that each block of the cluster finishes
+    std::int32_t partial_pitch;                ///< floats between two tokens of partial sums: 8 modulo
+                                               ///< 32, so that the stores of fragments meet no bank twice
     std::int32_t pitch;                        ///< floats between two received rows of sums
     std::int32_t x_dtype;
     std::int32_t received_offset, scratch_offset; ///< bytes of shared memory
@@ -109,7 +111,7 @@ struct RouteArguments {
     Tree tree;
     Rerank rerank;
     std::int32_t search;       ///< walk the tree instead of scanning the blocks
-    std::int32_t chunk_blocks; ///< of a scan: blocks whose largest scores are kept together
+    std::int32_t chunk_shift; ///< of a scan: 1 << chunk_shift blocks keep their largest score
 };
 
 } // namespace spectral::cuda

@@ -100,8 +100,9 @@ __device__ inline void offer_blocks(const Query &q, const int (&block)[batch], L
     list.offer(score, id);
 }
 
-/// All blocks by one warp.
-__device__ __noinline__ void scan_alone(const Query &q, List &list) {
+/// All blocks by one warp; returns the keys of the list.
+__device__ __noinline__ Key scan_alone(Query q, int count) {
+    List list(count);
 #pragma unroll 1
     for (int block = 0; block < q.space.block_count; block += batch) {
         int four[batch];
@@ -111,6 +112,7 @@ __device__ __noinline__ void scan_alone(const Query &q, List &list) {
         }
         offer_blocks(q, four, list);
     }
+    return list.mine;
 }
 
 } // namespace spectral::cuda

@@ -179,14 +179,24 @@ __device__ void store_list(const RouteArguments &a, List &list, long long token)
 /// One token's list by its warp.
 __device__ void search(const RouteArguments &a, Points &points, int token, Walk &walk, List &list) {
     Query q = Query::of(a, points, token);
-    if (!broken_point(q) && prepare(q, points, token) && Search{q, walk, list}.run()) {
-        return;
+    Bag bag{walk.met, list.count};
+    if (broken_point(q) || !prepare(q, points, token) || !Search{q, walk, bag}.run()) {
+        list.mine = scan_alone(q, list.count);
+    } else if (bag.met <= 32) {
+        list.rank(bag.key, bag.met);
+    } else {
+        Heap<2> heap;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const Key key = j * 32 + lane_id() < bag.met ? bag.key[j * 32 + lane_id()] : 0;
+            heap.order[j] = order_of(key);
+            heap.id[j] = key == 0 ? 0x7FFFFFFF : id_of(key);
+        }
+        list.rebuild(heap);
     }
-    list = List(list.count);
-    scan_alone(q, list);
 }
 
-__device__ __noinline__ void store_all_logits(const Query &q, const Output &out, long long token,
+__device__ __noinline__ void store_all_logits(Query q, const Output &out, long long token,
                                               float common) {
     for (int block = 0; block < q.space.block_count; ++block) {
         float logit;
@@ -258,11 +268,11 @@ template <class S, class Op, bool Rows> __device__ void route(const RouteArgumen
         route<Shape<__VA_ARGS__>, op, rows>(a);                                                    \
     }
 
-SPECTRAL_ROUTE(spectral_rows_bf16_8, 1, true, Bf16, 1, 1)
-SPECTRAL_ROUTE(spectral_rows_bf16_32, 1, true, Bf16, 1, 4)
-SPECTRAL_ROUTE(spectral_rows_f32_8, 1, true, F32, 1, 1)
-SPECTRAL_ROUTE(spectral_lists_bf16_8, 2, false, Bf16, 1, 1)
-SPECTRAL_ROUTE(spectral_lists_bf16_32, 2, false, Bf16, 1, 4)
-SPECTRAL_ROUTE(spectral_lists_f32_8, 2, false, F32, 1, 1)
+SPECTRAL_ROUTE(spectral_rows_bf16_8, 1, true, Bf16, 8, 2)
+SPECTRAL_ROUTE(spectral_rows_bf16_32, 1, true, Bf16, 32, 2)
+SPECTRAL_ROUTE(spectral_rows_f32_8, 1, true, F32, 8, 2)
+SPECTRAL_ROUTE(spectral_lists_bf16_8, 2, false, Bf16, 8, 2)
+SPECTRAL_ROUTE(spectral_lists_bf16_32, 2, false, Bf16, 32, 2)
+SPECTRAL_ROUTE(spectral_lists_f32_8, 2, false, F32, 8, 2)
 
 } // namespace spectral::cuda

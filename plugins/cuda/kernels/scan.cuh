@@ -1,15 +1,16 @@
 // Candidates of eight tokens by a whole block, all experts scored.
 //
 // First only maxima: of every lane, whose K-th best is a threshold that K experts reach, and of every
-// chunk of blocks. Then the few chunks that reach the threshold are scored again for the one token,
-// and what reaches it is ranked.
+// chunk of blocks. Then what the few lanes that reach it scored, in the chunks that reach it, is scored
+// again for the one token, spread over all threads, and what reaches it is ranked.
 #pragma once
 
 #include "points.cuh"
 
 namespace spectral::cuda {
 
-inline constexpr int max_met = 128; ///< experts that may reach a token's threshold
+inline constexpr int max_met = 128;   ///< experts that may reach a token's threshold
+inline constexpr int max_hits = 1024; ///< lanes that reach it, with their chunks, of eight tokens
 
 /// Shared memory of a block.
 struct Scan {
@@ -17,6 +18,8 @@ struct Scan {
     unsigned chunk[max_chunks][group_tokens];
     float least[group_tokens];
     int met[group_tokens];
+    int hits;
+    unsigned hit[max_hits]; ///< token, lane, chunk
     Key key[group_tokens][max_met];
 };
 
@@ -79,23 +82,18 @@ struct Eight {
     }
 
     /// Maxima of this warp's chunks, chunk by chunk and of every lane.
-    template <bool Three> __device__ void survey(Scan &scan) const {
+    template <bool Three> __device__ void survey(Scan &scan, float (&most)[group_tokens]) const {
         const int warp = static_cast<int>(threadIdx.x) >> 5, blocks = a.space.block_count;
-        float most[group_tokens];
-#pragma unroll
-        for (int t = 0; t < group_tokens; ++t) {
-            most[t] = -INFINITY;
-        }
 #pragma unroll 1
-        for (int c = warp; c * a.chunk_blocks < blocks; c += warps) {
+        for (int c = warp; c << a.chunk_shift < blocks; c += warps) {
             float own[group_tokens];
 #pragma unroll
             for (int t = 0; t < group_tokens; ++t) {
                 own[t] = -INFINITY;
             }
-            const int end = min(blocks, (c + 1) * a.chunk_blocks);
+            const int end = min(blocks, (c + 1) << a.chunk_shift);
 #pragma unroll 4
-            for (int block = c * a.chunk_blocks; block < end; ++block) {
+            for (int block = c << a.chunk_shift; block < end; ++block) {
                 float s[group_tokens];
                 score<Three>(block, s);
 #pragma unroll
@@ -136,8 +134,7 @@ __device__ inline float threshold(const float *most, int count) {
 #pragma unroll 1
         for (int i = 0; i < count; ++i) {
             least = __reduce_max_sync(all_lanes, own);
-            const unsigned holders = __ballot_sync(all_lanes, own == least);
-            own = (holders & (0U - holders)) == 1U << lane_id() ? 0U : own;
+            own = own == least ? 0U : own; // equals go together: the threshold is only lower
         }
     } else {
 #pragma unroll 1
@@ -148,40 +145,52 @@ __device__ inline float threshold(const float *most, int count) {
     return least <= nan_order ? -INFINITY : unordered(least);
 }
 
-/// Scores one chunk again for one token and keeps what reaches the threshold.
-__device__ inline void collect(const RouteArguments &a, const Query &q, int c, int token,
-                               Scan &scan) {
-    const float least = scan.least[token];
-    const int end = min(a.space.block_count, (c + 1) * a.chunk_blocks);
-#pragma unroll 4
-    for (int block = c * a.chunk_blocks; block < end; ++block) {
-        float logit;
-        const float s = q.score(q.block(block), logit);
-        const int id = block * 32 + lane_id();
-        if (id < a.space.experts && s >= least) {
-            const int slot = atomicAdd(&scan.met[token], 1);
-            if (slot < max_met) {
-                scan.key[token][slot] = key_of(ordered(s), id);
+/// Notes the chunks in which this lane may have scored an expert that reaches a token's threshold.
+__device__ inline void note_hits(const RouteArguments &a, const float (&most)[group_tokens],
+                                 Scan &scan) {
+    const int warp = static_cast<int>(threadIdx.x) >> 5, blocks = a.space.block_count;
+#pragma unroll
+    for (int t = 0; t < group_tokens; ++t) {
+        const float bound = scan.least[t];
+        if (most[t] >= bound) {
+            const unsigned least = ordered(bound);
+            for (int c = warp; c << a.chunk_shift < blocks; c += warps) {
+                if (scan.chunk[c][t] >= least) {
+                    const int slot = atomicAdd(&scan.hits, 1);
+                    if (slot < max_hits) {
+                        scan.hit[slot] = static_cast<unsigned>(t | lane_id() << 3 | c << 8);
+                    }
+                }
             }
         }
     }
 }
 
-__device__ inline void collect_all(const RouteArguments &a, const Points &points, Scan &scan) {
-    const int warp = static_cast<int>(threadIdx.x) >> 5, lane = lane_id();
-    const int chunks = (a.space.block_count + a.chunk_blocks - 1) / a.chunk_blocks;
-    const int token = lane % group_tokens;
-    const float bound = scan.least[token];
-    const unsigned least = ordered(bound);
-#pragma unroll 1
-    for (int first = warp; first < chunks; first += 4 * warps) {
-        const int c = first + lane / group_tokens * warps;
-        const bool reaches =
-            c < chunks && bound < INFINITY && scan.chunk[min(c, chunks - 1)][token] >= least;
-        for (unsigned left = __ballot_sync(all_lanes, reaches); left != 0U; left &= left - 1U) {
-            const int from = __ffs(static_cast<int>(left)) - 1;
-            const int t = from % group_tokens;
-            collect(a, Query::of(a, points, t), first + from / group_tokens * warps, t, scan);
+/// Scores the noted experts again, each thread one at a time.
+__device__ inline void collect(const RouteArguments &a, const Points &points, Scan &scan) {
+    const int hits = scan.hits;
+    if (hits > max_hits) { // nothing can be told: scans alone
+        if (threadIdx.x < group_tokens) {
+            scan.met[threadIdx.x] = max_met + 1;
+        }
+        return;
+    }
+    const int all = hits << a.chunk_shift, mask = (1 << a.chunk_shift) - 1;
+    for (int i = static_cast<int>(threadIdx.x); i < all; i += warps * 32) {
+        const unsigned hit = scan.hit[i >> a.chunk_shift];
+        const int t = static_cast<int>(hit & 7U), lane = static_cast<int>(hit >> 3 & 31U);
+        const int block = static_cast<int>(hit >> 8 << a.chunk_shift) + (i & mask);
+        const int id = block * 32 + lane;
+        if (id < a.space.experts) {
+            const Query q = Query::of(a, points, t);
+            float logit;
+            const float s = q.score(q.block(block) - lane_id() + lane, logit);
+            if (s >= scan.least[t]) {
+                const int slot = atomicAdd(&scan.met[t], 1);
+                if (slot < max_met) {
+                    scan.key[t][slot] = key_of(ordered(s), id);
+                }
+            }
         }
     }
 }
@@ -191,7 +200,7 @@ __device__ inline void rank_met(const RouteArguments &a, const Points &points, i
                                 const Scan &scan, Key *key, List &list) {
     const int met = scan.met[token], lane = lane_id();
     if (met < list.count || met > max_met) {
-        scan_alone(Query::of(a, points, token), list);
+        list.mine = scan_alone(Query::of(a, points, token), list.count);
         return;
     }
     if (met > 32) {
@@ -205,30 +214,24 @@ __device__ inline void rank_met(const RouteArguments &a, const Points &points, i
         list.rebuild(heap);
         return;
     }
-    const Key mine = lane < met ? key[lane] : 0;
-    int rank = 0;
-#pragma unroll 4
-    for (int i = 0; i < met; ++i) {
-        rank += key[i] > mine ? 1 : 0;
-    }
-    __syncwarp();
-    if (lane < met) {
-        key[rank] = mine;
-    }
-    __syncwarp();
-    list.mine = lane < list.count ? key[lane] : 0;
+    list.rank(key, met);
 }
 
 /// The lists of eight tokens; warp w gets that of token w. Every warp of the block comes here.
 __device__ inline void scan_group(const RouteArguments &a, const Points &points, int tokens,
                                   Scan &scan, List &list) {
     const int warp = static_cast<int>(threadIdx.x) >> 5;
+    float most[group_tokens];
+#pragma unroll
+    for (int t = 0; t < group_tokens; ++t) {
+        most[t] = -INFINITY;
+    }
     {
         const Eight eight(a, points);
         if (a.space.rank == 3) {
-            eight.survey<true>(scan);
+            eight.survey<true>(scan, most);
         } else {
-            eight.survey<false>(scan);
+            eight.survey<false>(scan, most);
         }
     }
     __syncthreads();
@@ -236,9 +239,12 @@ __device__ inline void scan_group(const RouteArguments &a, const Points &points,
     if (lane_id() == 0) {
         scan.least[warp] = warp < tokens ? least : INFINITY;
         scan.met[warp] = 0;
+        scan.hits = 0;
     }
     __syncthreads();
-    collect_all(a, points, scan);
+    note_hits(a, most, scan);
+    __syncthreads();
+    collect(a, points, scan);
     __syncthreads();
     if (warp < tokens) {
         rank_met(a, points, warp, scan, scan.key[warp], list);

@@ -13,6 +13,7 @@ namespace spectral::cuda {
 
 inline constexpr int max_frontier = 256; ///< nodes of one level still to visit
 inline constexpr int max_leaves = 256;   ///< blocks still to score
+inline constexpr int max_bag = 64;       ///< experts that may be among the best: two a lane
 
 /// Shared memory of one warp: ordered bounds, and what they bound.
 struct Walk {
@@ -20,6 +21,74 @@ struct Walk {
     std::int32_t node[2][max_frontier];
     unsigned leaf_order[max_leaves];
     std::int32_t leaf[max_leaves];
+    Key met[max_bag];
+};
+
+/// Entries of one token that may be among its best, unsorted; and a score that as many are known to
+/// reach as are wanted, whoever they are.
+struct Bag {
+    Key *key;
+    int count;
+    int met = 0;
+    unsigned least = 1U;
+    bool lost = false; ///< more equals than the bag holds
+
+    /// The `count`-th best of the lanes' best.
+    __device__ void raise(unsigned known) {
+        if (__popc(__ballot_sync(all_lanes, known > least)) < count) {
+            return;
+        }
+        unsigned reached = 0U;
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) {
+            reached = __reduce_max_sync(all_lanes, known);
+            known = known == reached ? 0U : known; // equals go together: it is only lower for it
+        }
+        least = max(least, reached);
+    }
+
+    /// Raises the bar by what is in the bag and drops what is below it.
+    __device__ void squeeze() {
+        const int lane = lane_id();
+        __syncwarp();
+        const Key first = lane < met ? key[lane] : 0;
+        const Key second = lane + 32 < met ? key[lane + 32] : 0;
+        raise(max(order_of(first), order_of(second)));
+        const bool keep = order_of(first) >= least, also = order_of(second) >= least;
+        const unsigned before = (1U << lane) - 1U;
+        const unsigned kept = __ballot_sync(all_lanes, keep);
+        const unsigned more = __ballot_sync(all_lanes, also);
+        __syncwarp();
+        if (keep) {
+            key[__popc(kept & before)] = first;
+        }
+        met = __popc(kept);
+        if (also) {
+            key[met + __popc(more & before)] = second;
+        }
+        met += __popc(more);
+        __syncwarp();
+    }
+
+    /// Offers an entry a lane; order zero: none.
+    __device__ void offer(unsigned order, int id) {
+        unsigned in = __ballot_sync(all_lanes, order >= least);
+        if (in == 0U) {
+            return;
+        }
+        if (met + __popc(in) > max_bag) {
+            squeeze();
+            in = __ballot_sync(all_lanes, order >= least);
+            lost = lost || met + __popc(in) > max_bag;
+            if (lost) {
+                return;
+            }
+        }
+        if (order >= least) {
+            key[met + __popc(in & ((1U << lane_id()) - 1U))] = key_of(order, id);
+        }
+        met += __popc(in);
+    }
 };
 
 /// Upper bound of the choice scores below a child whose rows begin at v.
@@ -94,27 +163,10 @@ __device__ inline bool prepare(Query &q, Points &points, int token) {
 struct Search {
     const Query &q;
     Walk &walk;
-    List &list;
+    Bag &bag;
     int next = 0, target = 0; ///< nodes found for the next level, and where they are kept
     int leaves = 0;
     bool lost = false; ///< more nodes than the frontier holds
-
-    [[nodiscard]] __device__ unsigned least() const { return max(order_of(list.last), 1U); }
-
-    /// The `count`-th best of the lanes' best: as many children hold an expert that good.
-    __device__ void raise(unsigned known) {
-        if (__popc(__ballot_sync(all_lanes, known > order_of(list.last))) < list.count) {
-            return;
-        }
-        unsigned reached = 0U;
-#pragma unroll 1
-        for (int i = 0; i < list.count; ++i) {
-            reached = __reduce_max_sync(all_lanes, known);
-            const unsigned holders = __ballot_sync(all_lanes, known == reached);
-            known = (holders & (0U - holders)) == 1U << lane_id() ? 0U : known;
-        }
-        list.raise(reached);
-    }
 
     /// Opens up to four nodes; absent ones are negative.
     __device__ void visit(const int (&node)[batch]) {
@@ -137,7 +189,7 @@ struct Search {
                 known = real ? max(known, ordered(one)) : known;
             }
         }
-        raise(known);
+        bag.raise(known);
 #pragma unroll
         for (int i = 0; i < batch; ++i) {
             if (node[i] >= 0) {
@@ -148,7 +200,7 @@ struct Search {
 
     /// Remembers the children that may hold a candidate.
     __device__ void keep(std::int32_t child, unsigned bound) {
-        const bool alive = bound >= least();
+        const bool alive = bound >= bag.least;
         const bool inner = alive && child >= 0, leaf = alive && child < 0;
         const unsigned before = (1U << lane_id()) - 1U;
         const unsigned inners = __ballot_sync(all_lanes, inner);
@@ -180,7 +232,7 @@ struct Search {
         for (int i = 0; i < batch; ++i) {
             const unsigned top = __reduce_max_sync(all_lanes, order);
             best[i] = -1;
-            if (top >= least()) {
+            if (top >= bag.least) {
                 const int lane =
                     __ffs(static_cast<int>(__ballot_sync(all_lanes, order == top))) - 1;
                 best[i] = __shfl_sync(all_lanes, what, lane);
@@ -188,6 +240,29 @@ struct Search {
             }
         }
         return best[0] >= 0;
+    }
+
+    /// Scores up to four blocks.
+    __device__ void score(const int (&block)[batch]) {
+        unsigned order[batch];
+        int id[batch];
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            order[i] = 0U;
+            if (block[i] >= 0) {
+                id[i] = q.space.ids[block[i] * 32 + lane_id()];
+                float logit;
+                const float s = q.score(q.block(block[i]), logit);
+                order[i] = id[i] < 0 ? 0U : ordered(s);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < batch; ++i) {
+            bag.offer(order[i], id[i]);
+        }
+        if (bag.met > bag.count) {
+            bag.squeeze();
+        }
     }
 
     __device__ void open_leaves() {
@@ -198,7 +273,7 @@ struct Search {
             unsigned order = real ? walk.leaf_order[first + lane_id()] : 0U;
             const int block = real ? walk.leaf[first + lane_id()] : -1;
             for (int best[batch]; take(order, block, best);) {
-                offer_blocks(q, best, list);
+                score(best);
             }
         }
         leaves = 0;
@@ -230,7 +305,7 @@ struct Search {
             }
         }
         open_leaves();
-        return !lost;
+        return !lost && !bag.lost && bag.met >= bag.count;
     }
 };
 

@@ -214,7 +214,7 @@ __device__ inline bool short_rule(const Rule &rule) {
 inline constexpr int most_met = 32; ///< experts that may reach the threshold, one a lane
 
 /// Every expert in turn, for rows with too many equals: lane i < count gets the i-th.
-template <int V> __device__ __noinline__ int choose_slowly(unsigned (&order)[V], int count) {
+template <int V> __device__ int choose_slowly(unsigned (&order)[V], int count) {
     int chosen = 0;
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
@@ -249,8 +249,7 @@ template <int V> __device__ int choose(unsigned (&order)[V], int count, Key *slo
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
         least = __reduce_max_sync(all_lanes, own);
-        const unsigned holders = __ballot_sync(all_lanes, own == least);
-        own = (holders & (0U - holders)) == 1U << lane ? 0U : own;
+        own = own == least ? 0U : own; // equals go together: the threshold is only lower for it
     }
     least = max(least, 1U);
     int met = 0;
@@ -323,7 +322,7 @@ __device__ void finish_short(const Rule &rule, const Output &out, const float (&
 
 /// From choice scores in the row to stored ids and weights.
 template <int V>
-__device__ void finish_row(const Rule &rule, const Output &out, Row &row, long long token) {
+__device__ __noinline__ void finish_row(const Rule &rule, const Output &out, Row &row, long long token) {
     if (rule.groups > 1) {
         limit_groups(rule, row);
     }

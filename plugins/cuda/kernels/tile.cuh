@@ -1,7 +1,7 @@
 // Tiles: their shapes, their element types, and a block's place in its cluster.
 //
-// Experts are the M side of mma.m16n8k16 and tokens the N side, so that a decode batch of 8 tokens
-// wastes nothing.
+// Tokens are the M side of mma.m16n8k16 and rows of the weight the N side: what a lane loads of a row
+// is then an operand as it lies in the registers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,15 +11,13 @@
 
 namespace spectral::cuda {
 
-/// A warp multiplies 16 `RowTiles_` rows of the weight with the 8 `TokenTiles_` tokens of a tile.
-template <int RowTiles_, int TokenTiles_> struct Shape {
+/// A warp multiplies `Tokens_` tokens (8, or a multiple of 16) with 8 `RowTiles_` rows.
+template <int Tokens_, int RowTiles_> struct Shape {
+    static constexpr int tokens = Tokens_;
     static constexpr int row_tiles = RowTiles_;
-    static constexpr int token_tiles = TokenTiles_;
-    static constexpr int rows = 16 * RowTiles_;
-    static constexpr int tokens = 8 * TokenTiles_;
-    /// Floats between two rows of partial sums: 8, 24 modulo 32, so that neither the stores of
-    /// fragments nor the loads of the reduction meet in a bank.
-    static constexpr int partial_pitch = tokens == 8 ? 8 : tokens + 8;
+    static constexpr int rows = 8 * RowTiles_;
+    static constexpr bool half = Tokens_ == 8; ///< the upper half of the M side is zeros
+    static constexpr int token_tiles = half ? 1 : Tokens_ / 16;
 };
 
 struct Bf16 {
@@ -66,6 +64,6 @@ struct Place {
     }
 };
 
-template <class S> using Accumulators = float[S::row_tiles][S::token_tiles][4];
+template <class S> using Accumulators = float[S::token_tiles][S::row_tiles][4];
 
 } // namespace spectral::cuda

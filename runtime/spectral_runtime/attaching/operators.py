@@ -81,6 +81,20 @@ class FusedGate:
         )
         return native, kept
 
+    def splits(self, native: Any, hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether the library's product and a launch for the rule are faster than one launch, and the same."""
+        same = hidden.dtype == weight.dtype and self.bias is None and self.rule.linear != "float32"
+        return same and not native.fuses(hidden.shape[0])
+
+    def pick(self, native: Any, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids int64 and weights [T, K] of logits [T, E]."""
+        _, ids, weights = _outputs(logits, self.rule, None)
+        native.pick(
+            logits.data_ptr(), logits.stride(0), logits.shape[0], dtype_code(logits.dtype), ids.data_ptr(), True,
+            weights.data_ptr(), dtype_code(weights.dtype), stream_of(logits),
+        )  # fmt: skip
+        return ids, weights
+
 
 class FusedGeometry:
     """The geometric router of one layer with E up to 1 024: `geometric` (C = 0), or `prefilter` with C candidates."""
@@ -111,11 +125,11 @@ def keep(value: FusedGate | FusedGeometry) -> int:
     return len(_KEPT) - 1
 
 
-def _outputs(hidden: torch.Tensor, rule: GateRule, logits: torch.dtype) -> Triple:
+def _outputs(hidden: torch.Tensor, rule: GateRule, logits: torch.dtype | None) -> Triple:
     kind = torch.float32 if rule.returns == "float32" else hidden.dtype
     tokens = hidden.shape[0]
     return (
-        hidden.new_empty((tokens, rule.experts), dtype=logits),
+        hidden.new_empty((tokens if logits else 0, rule.experts), dtype=logits),
         hidden.new_empty((tokens, rule.top_k), dtype=torch.int64),
         hidden.new_empty((tokens, rule.top_k), dtype=kind),
     )
@@ -126,8 +140,12 @@ def fused_gate(hidden: torch.Tensor, weight: torch.Tensor, number: int) -> Tripl
     """Logits [T, E], ids int64 [T, K] and weights [T, K] of hidden [T, D] by the exact gate."""
     value: FusedGate = _KEPT[number]
     hidden = _rows(hidden)
+    native = value.native(weight, hidden.dtype)
+    if value.splits(native, hidden, weight):
+        logits = torch.nn.functional.linear(hidden, weight)
+        return logits, *value.pick(native, logits)
     logits, ids, weights = _outputs(hidden, value.rule, _logits_dtype(value.rule, hidden))
-    value.native(weight, hidden.dtype).run(
+    native.run(
         hidden.data_ptr(), hidden.stride(0), hidden.shape[0], dtype_code(hidden.dtype), ids.data_ptr(), True,
         weights.data_ptr(), dtype_code(weights.dtype), logits.data_ptr(), dtype_code(logits.dtype),
         stream_of(hidden),
