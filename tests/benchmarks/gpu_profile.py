@@ -9,7 +9,7 @@ from spectral_convert import route_arms
 LAUNCHES = (
     (64, "gate", (8, 8), 1),
     (64, "gate", (16, 2), 1024),
-    (64, "gate", (64, 8), 1024),
+    (64, "gate", (32, 4), 1024),
     (512, "gate", (8, 16), 1),
     (4096, "scan", (8, 1), 1024),
     (65_536, "search", (8, 1), 1024),
