@@ -22,6 +22,8 @@ LEVELS = (1, 4)
 OPTIX, KD_TREE = "ours: OptiX spheres", "cupy kd-tree"
 EAGER_ONLY = (OPTIX, KD_TREE)
 """Arms that a CUDA graph cannot hold."""
+COMPILED = ((64, 1), (64, 1024), (512, 1024), (4096, 1024))
+"""(E, B) at which the transformers gate is also timed under torch.compile: seconds of compilation each."""
 LARGEST_LOGITS = 1 << 30
 """Elements of a [T, E] matrix that the dense arms may make."""
 
@@ -46,7 +48,7 @@ def bench_route(
         levels: L axis of the geometric arms; peers run once, with the first.
         repeats: samples of each kind and arm.
         budget: seconds an arm may take for each kind of sample; slow arms get fewer.
-        compiled: also the transformers gate under torch.compile (seconds of compilation a size).
+        compiled: also the transformers gate under torch.compile, default mode, at the sizes in COMPILED.
         peers: folder with operator libraries of other projects to time as well.
 
     Raises:
@@ -83,6 +85,9 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "rtcore_version": _rtcore_version(),
         "ceilings": ceilings(),
+        "peers": {
+            name: route_arms.peer_found(name) for name in ("vllm", "flashinfer", "sglang", "sgl_kernel")
+        },
     }
 
 
@@ -140,7 +145,7 @@ def _routes(planted: Planted, batch: int, *, peers: bool, compiled: bool) -> Ite
         yield "transformers", route_arms.transformers_gate(planted)
         yield "cuBLAS + torch.topk", route_arms.matrix_and_topk(planted)
         yield "rank 32", route_arms.low_rank(planted)
-    if compiled and dense:
+    if compiled and (planted.experts, batch) in COMPILED:
         yield "transformers, compiled", torch.compile(route_arms.transformers_gate(planted), dynamic=False)
     yield "product keys", route_arms.product_keys(planted)
     tree = route_arms.cupy_tree(planted) if planted.experts >= 4096 else None

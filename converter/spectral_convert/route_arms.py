@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,15 @@ def load_peers(folder: str | None) -> None:
     for library in sorted(Path(folder).rglob("*.so")) if folder else ():
         with contextlib.suppress(OSError, RuntimeError):
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+
+
+def peer_found(name: str) -> str:
+    """The version of another project's package, "operators loaded" (`load_peers`), or why it cannot be imported here."""
+    try:
+        return str(getattr(importlib.import_module(name), "__version__", "imported"))
+    except (ImportError, OSError, RuntimeError) as error:
+        loaded = name == "sgl_kernel" and hasattr(torch.ops.sgl_kernel, "topk_softmax")
+        return "operators loaded" if loaded else f"not importable here: {error}"
 
 
 # ---- ours ----------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def _facts(data: dict[str, Any]) -> list[str]:
         f"{best['bf16_flop_per_s'] / 1e12:.0f} TFLOP/s, one small kernel in a graph {best['launch_s'] * 1e6:.1f} us.",
         _rays(machine.get("rtcore_version")),
         data.get("protocol", ""),
+        *(f"{name}: {found}." for name, found in machine.get("peers", {}).items()),
     ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from spectral_convert import route_arms
+from spectral_convert.bench_route import machine
 from spectral_convert.device_timing import Arm, measure
 from spectral_convert.route_arms import Planted, Route
 from spectral_runtime import cuda
@@ -84,7 +85,7 @@ def main() -> None:
     target, wanted = Path(sys.argv[1]), sys.argv[2:] or ["gates", "routers"]
 
     def save() -> None:
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        target.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1) + "\n")
 
     with torch.inference_mode():
         if "gates" in wanted:
