@@ -136,13 +136,13 @@ void CudaRouter::upload(const Geometry &g, const Topology *topology) {
     tree_space_.block_count = static_cast<std::int32_t>(tree.blocks.count());
 }
 
-bool CudaRouter::searches(Method method, std::int64_t tokens) const {
+bool CudaRouter::searches(Method method) const {
     if (method == Method::search && !has_tree()) {
         throw UserError("method", "a router with a tree", "'search' without one", "pass a Bvh");
     }
     return method == Method::search ||
            (method == Method::automatic && has_tree() &&
-            tree_pays(space_.experts, static_cast<std::size_t>(space_.rank), tokens));
+            tree_pays(space_.experts, static_cast<std::size_t>(space_.rank)));
 }
 
 RouteArguments CudaRouter::arguments(const RouteCall &call, bool matrix) const {
@@ -170,7 +170,7 @@ void CudaRouter::run(const RouteCall &call, bool rows) const {
         call.x_dtype == dtype_bf16 && hidden_ % 8 == 0 && call.stride % 8 == 0 && call.x % 16 == 0;
     RouteArguments a = arguments(call, matrix);
     // A listing of all logits is in the order of the ids: only a scan writes it.
-    const bool walks = !rows && call.output.logits == nullptr && searches(call.method, call.tokens);
+    const bool walks = !rows && call.output.logits == nullptr && searches(call.method);
     a.search = walks ? 1 : 0;
     a.space = walks ? tree_space_ : space_;
     a.tree = tree_;

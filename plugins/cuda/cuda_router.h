@@ -48,7 +48,7 @@ class CudaRouter {
     [[nodiscard]] std::size_t hidden() const { return hidden_; }
     [[nodiscard]] std::size_t experts() const { return static_cast<std::size_t>(space_.experts); }
     [[nodiscard]] bool has_tree() const { return tree_.values != nullptr; }
-    [[nodiscard]] bool searches(Method method, std::int64_t tokens) const;
+    [[nodiscard]] bool searches(Method method) const;
     [[nodiscard]] Device device() const { return device_; }
 
   private:

@@ -88,20 +88,21 @@ const TileShape *fitting(const std::array<TileShape, N> &shapes, int tokens, con
     }
 }
 
-/// Measured (tests/benchmarks/evidence/sweep_h100.json).
+/// Measured (tests/benchmarks/evidence/sweep_h100.json): clusters of four and more do not fill a GPU,
+/// whose groups of multiprocessors they do not divide; half of it is the safe share.
 int gate_cluster(const Workload &work, int tile) {
     const int tiles = divide_up(work.tokens, tile);
-    const int most = work.rows > 128 ? largest_cluster : 8;
+    const int most = work.rows > 64 ? largest_cluster : 8;
     int cluster = 1;
-    while (work.clusters && cluster < most && tiles * cluster * 2 <= work.multiprocessors &&
-           cluster * 2 * unit * 2 <= work.hidden) {
+    while (work.clusters && cluster < most && cluster * 2 * unit * 2 <= work.hidden &&
+           tiles * cluster * 2 <= work.multiprocessors / (cluster >= 2 ? 2 : 1)) {
         cluster *= 2;
     }
     return cluster;
 }
 
 int gate_tile(const Workload &work) {
-    return work.tokens <= 64 ? 8 : work.tokens <= 256 ? 16 : 32;
+    return work.tokens <= 64 ? 8 : work.tokens <= 16 * work.multiprocessors ? 16 : 32;
 }
 
 void check_cluster(int cluster, const Workload &work) {

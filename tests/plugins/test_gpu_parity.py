@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gpu_worlds import assert_same_candidates, make_geometry, require
 
+from spectral_runtime import cuda
 from spectral_runtime.bvh import build_bvh
 from spectral_runtime.errors import ConfigError
 from spectral_runtime.gate import GateRule
@@ -46,6 +47,20 @@ def test_levels_and_colours_and_choice_rules(rng, backend, levels, colours, scor
     hidden = rng.standard_normal((33, 64)).astype(np.float32)
     for router in routers(geometry, rule, backend, choice_bias=bias):
         assert_same_candidates(geometry, rule, hidden, router.candidates(hidden, 32), bias)
+
+
+@pytest.mark.parametrize("experts", [1, 33, 1000, 4099, 40_000])
+@pytest.mark.parametrize(("levels", "colours"), [(1, 0), (2, 3)])
+def test_a_tree_walk_finds_what_a_scan_finds(rng, experts, levels, colours):
+    require("cuda")
+    geometry = make_geometry(rng, experts, levels=levels, colours=colours)
+    count = min(9, experts)
+    rule = GateRule(experts=experts, top_k=count)
+    hidden = rng.standard_normal((21, 64)).astype(np.float32)
+    native = cuda.native_router(geometry, rule, build_bvh(geometry), None)
+    found = native.route(hidden, count, method="search")
+    assert_same_candidates(geometry, rule, hidden, found)
+    assert all((a == b).all() for a, b in zip(found, native.route(hidden, count, method="scan"), strict=True))
 
 
 @pytest.mark.parametrize("hidden_size", [3, 61, 128, 2048])

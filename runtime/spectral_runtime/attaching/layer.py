@@ -116,7 +116,7 @@ def fused_value(layer: AttachedLayer) -> int:
     if not site.weight.is_cuda or not operators.enabled() or cuda.unsupported(rule) is not None:
         return -1
     if layer.dense:
-        if rule.experts > cuda.MAX_DENSE:
+        if not cuda.dense_pays(rule):
             return -1
         return operators.keep(operators.FusedGate(rule, site.choice_bias, site.bias))
     if layer.geometry is None or layer.geometry.levels > 4 or layer.geometry.colours > 32:
