@@ -163,6 +163,24 @@ def routing(record: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def sweep(record: dict[str, Any]) -> Iterator[str]:
+    """GPU kernels: what runs at each size, in microseconds, beside the library's product and a fused top-k."""
+    yield f"{record['machine']['gpu']}; {record['protocol']}\n"
+    gates = [row for row in record["rows"] if row["kernel"] == "gate" and row.get("runs") in row["us"]]
+    peer = "cuBLAS + Triton"
+    yield table(
+        ["E", "B", "exact gate runs as", "us", peer, "ratio"],
+        [[row["experts"], row["batch"], row["runs"], f"{row['us'][row['runs']]:.1f}", f"{row['us'][peer]:.1f}",
+          f"{row['us'][peer] / row['us'][row['runs']]:.2f}x"] for row in gates],
+    )  # fmt: skip
+    routers = [row for row in record["rows"] if row["kernel"] == "route" and row.get("runs") in row["us"]]
+    yield table(
+        ["E", "levels", "B", "geometric router runs as", "us"],
+        [[row["experts"], row["levels"], row["batch"], row["runs"], f"{row['us'][row['runs']]:.1f}"]
+         for row in routers],
+    )  # fmt: skip
+
+
 def quality(record: dict[str, Any]) -> Iterator[str]:
     """Closed-form conversions of one checkpoint on held-out text."""
     yield f"`{record['model']}`, {record['calibration_tokens']} calibration tokens; {record['protocol']}.\n"
@@ -184,6 +202,8 @@ def tables_of(record: dict[str, Any]) -> str:
     kind = kinds.get(str(record.get("kind")))
     if kind is None and "cases" in record and "threads" in record:
         kind = routing
+    if kind is None and "kernels" in record:
+        kind = sweep
     if kind is None and "calibration_tokens" in record:
         kind = quality
     return "\n".join((kind or timings)(record))

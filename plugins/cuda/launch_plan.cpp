@@ -24,8 +24,8 @@ constexpr std::array<TileShape, 2> lists_bf16{
 constexpr std::array<TileShape, 1> lists_f32{{{"spectral_lists_f32_8", 8, 16}}};
 
 inline constexpr int largest_cluster = 16;
-/// What every supported GPU gives a block, less the static part of the kernels.
-inline constexpr int shared_limit = 96 * 1024;
+/// What every supported GPU gives a block, less what kernel_module.cpp keeps for the static part.
+inline constexpr int shared_limit = 80 * 1024;
 inline constexpr int shared_limit_hopper = 208 * 1024;
 
 int divide_up(int a, int b) {
@@ -74,11 +74,15 @@ int slots_of(const Plan &plan) {
     return std::max(plan.shape->tokens, plan.cluster);
 }
 
+int limit_of(const Workload &work) {
+    return work.clusters ? shared_limit_hopper : shared_limit;
+}
+
 /// The largest tile not above `tokens` whose sums fit.
 template <std::size_t N>
 const TileShape *fitting(const std::array<TileShape, N> &shapes, int tokens, const Workload &work,
                          const Needs &needs) {
-    const int limit = work.clusters ? shared_limit_hopper : shared_limit;
+    const int limit = limit_of(work);
     for (;; tokens /= 2) {
         const TileShape *shape = pick_shape(shapes, tokens);
         const Plan plan{shape, shape->tokens, largest_cluster};
@@ -134,6 +138,14 @@ Plan plan_gate(const Workload &work, int dtype, const Needs &needs, const Plan &
     plan.tile_tokens = plan.shape->tokens;
     plan.cluster = wanted.cluster != 0 ? wanted.cluster : gate_cluster(work, plan.tile_tokens);
     check_cluster(plan.cluster, work);
+    while (plan.cluster > 1 && shared_bytes(plan, needs, work) > limit_of(work)) {
+        plan.cluster /= 2; // a tile of 8 tokens takes as many rows of sums as blocks
+    }
+    if (shared_bytes(plan, needs, work) > limit_of(work)) {
+        throw UserError("cuda gate", "rows whose sums fit the shared memory of this GPU",
+                        std::to_string(work.rows) + " rows of weights",
+                        "use the torch path for this layer");
+    }
     return plan;
 }
 
