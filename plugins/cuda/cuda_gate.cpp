@@ -65,7 +65,10 @@ Workload CudaGate::work(int tokens) const {
 }
 
 Function CudaGate::kernel(const char *shape, Context context) const {
-    return kernel_named(shape + ("_" + std::to_string(lane_width(rule_.experts))), context);
+    std::string name(shape);
+    name += '_';
+    name += std::to_string(lane_width(rule_.experts));
+    return kernel_named(name, context);
 }
 
 GateArguments CudaGate::arguments(const GateCall &call) const {
