@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from spectral_convert.evaluate import evaluate_bundle
     from spectral_convert.families.table import list_families
     from spectral_convert.generate import generate_text
+    from spectral_convert.healing import heal_bundle
     from spectral_convert.inspect import inspect_bundle
     from spectral_convert.plan import plan_conversion
     from spectral_convert.push import push_bundle
@@ -19,6 +20,7 @@ __all__ = [
     "convert_checkpoint",
     "evaluate_bundle",
     "generate_text",
+    "heal_bundle",
     "inspect_bundle",
     "list_families",
     "plan_conversion",
@@ -30,6 +32,7 @@ _VERBS = {
     "convert_checkpoint": "spectral_convert.convert",
     "evaluate_bundle": "spectral_convert.evaluate",
     "generate_text": "spectral_convert.generate",
+    "heal_bundle": "spectral_convert.healing",
     "inspect_bundle": "spectral_convert.inspect",
     "list_families": "spectral_convert.families.table",
     "plan_conversion": "spectral_convert.plan",

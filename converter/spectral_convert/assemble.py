@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import spectral_runtime
 from spectral_convert.converted import ConvertedLayer
 from spectral_convert.recipe import Recipe
 from spectral_convert.risk import MarginCurve
-from spectral_runtime.attaching.discovery import router_sha256
+from spectral_runtime.attaching.discovery import RouterSite, router_sha256
 from spectral_runtime.bundle import Bundle, LayerTensors
 from spectral_runtime.bundle.manifest import (
+    CARRIED,
     FORMAT_VERSION,
     BaseModel,
     LayerEntry,
@@ -46,6 +47,86 @@ def assemble_bundle(
         tools=tool_versions(),
     )
     return Bundle(path=out, manifest=manifest, layers=tensors)
+
+
+def healed_bundle(
+    bundle: Bundle,
+    sites: Sequence[RouterSite],
+    layers: Sequence[ConvertedLayer],
+    *,
+    recipe: Recipe,
+    counts: Mapping[str, int],
+    splits: dict[str, Split],
+    carried: bool,
+    out: Path,
+) -> Bundle:
+    """The bundle with healed layers in the place of theirs before.
+
+    Args:
+        bundle: the one that was healed.
+        sites: routers of the model it will run in.
+        layers: the healed ones; the others stay as they are.
+        recipe: decides the size of adaptive sets anew.
+        counts: C of every healed layer by its path; 0 makes it `geometric`, else `prefilter`.
+        splits: of the text that certified it.
+        carried: the model lies in the folder around the bundle.
+        out: where the bundle will lie.
+    """
+    healed = {layer.site.path: layer for layer in layers}
+    tensors = tuple(
+        _healed_tensors(
+            old, site, healed.get(site.path), _healed_sets(recipe, old, healed.get(site.path), counts)
+        )
+        for old, site in zip(bundle.layers, sites, strict=True)
+    )
+    entries = tuple(layer.entry for layer in tensors)
+    named = dataclasses.replace(bundle.manifest.base_model, routers_sha256=routers_digest(entries))
+    if carried:
+        named = dataclasses.replace(named, id=CARRIED, revision=None)
+    manifest = dataclasses.replace(
+        bundle.manifest, base_model=named, layers=entries, splits=splits, tools=tool_versions()
+    )
+    return Bundle(path=out, manifest=manifest, layers=tensors)
+
+
+def _healed_sets(
+    recipe: Recipe, old: LayerTensors, layer: ConvertedLayer | None, counts: Mapping[str, int]
+) -> tuple[int, float | None]:
+    """C and margin of a healed layer: as trained, but for a margin, which fits the old geometry only."""
+    count = counts.get(old.entry.path, 0)
+    if layer is None or not count or old.entry.margin is None:
+        return count, None
+    return _candidate_sets(recipe if recipe.adaptive else _like_before(recipe, old.entry), layer)[:2]
+
+
+def _like_before(recipe: Recipe, entry: LayerEntry) -> Recipe:
+    """Asks for adaptive sets of the mean size that they had, where a budget chose them and not the recipe."""
+    size = entry.certificate.mean_candidates if entry.certificate else None
+    count = max(entry.rule.top_k, round(size or entry.candidates))
+    plain = dataclasses.replace(recipe, max_ppl_increase=None, min_recall=None)
+    return dataclasses.replace(plain, adaptive=True, candidates=count)
+
+
+def _healed_tensors(
+    old: LayerTensors, site: RouterSite, layer: ConvertedLayer | None, sets: tuple[int, float | None]
+) -> LayerTensors:
+    entry = dataclasses.replace(old.entry, router_sha256=router_sha256(site))
+    if layer is None:
+        return dataclasses.replace(old, entry=entry)
+    entry = dataclasses.replace(
+        entry,
+        mode="prefilter" if sets[0] else "geometric",
+        candidates=sets[0],
+        margin=sets[1],
+        nodes=layer.bvh.nodes,
+        explained=layer.explained,
+        certificate=layer.certificate,
+    )
+    rows = {
+        "gate_weight": _float(site.weight) if entry.gate_rows else None,
+        "gate_bias": _float(site.bias) if entry.gate_bias else None,
+    }
+    return dataclasses.replace(old, entry=entry, geometry=layer.geometry, bvh=layer.bvh, **rows)
 
 
 def base_model(recipe: Recipe, model: Any, entries: Sequence[LayerEntry]) -> BaseModel:

@@ -19,7 +19,7 @@ from spectral_convert.forward import watch_routers
 from spectral_convert.text import whole_text
 from spectral_runtime.attaching.attachment import plan_layers
 from spectral_runtime.attaching.layer import AttachedLayer
-from spectral_runtime.attaching.load import load_base
+from spectral_runtime.attaching.load import load_base_of
 from spectral_runtime.bundle import load_bundle
 from spectral_runtime.bundle.contents import LayerTensors
 from spectral_runtime.bundle.manifest import Mode
@@ -67,7 +67,7 @@ def bench_bundle(
         threads: torch's and ours.
     """
     loaded = load_bundle(bundle)
-    model, tokenizer = load_base(base or loaded.manifest.base_model.id, dtype="float32")
+    model, tokenizer = load_base_of(loaded, base, dtype="float32")
     layers = plan_layers(model, loaded, mode, candidates)
     hidden = _hidden_states(model, layers, whole_text(tokenizer, text, 512, max(batches)).windows)
     with _torch_threads(threads), torch.inference_mode():

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from spectral_runtime.bundle.manifest import Certificate, LayerEntry, Manifest
+from spectral_runtime.bundle.manifest import CARRIED, Certificate, LayerEntry, Manifest
 
 COLUMNS = (
     "router",
@@ -23,7 +23,12 @@ PLACE = "THIS_FOLDER_OR_HUB_ID"
 
 
 def model_card(
-    manifest: Manifest, record: dict[str, Any], *, licence: dict[str, str] | None = None, place: str = PLACE
+    manifest: Manifest,
+    record: dict[str, Any],
+    *,
+    licence: dict[str, str] | None = None,
+    place: str = PLACE,
+    healing: dict[str, Any] | None = None,
 ) -> str:
     """Markdown: what the bundle is, what was measured and promised, how to load it, where it ends.
 
@@ -32,13 +37,19 @@ def model_card(
         record: `evidence/evaluate.json`; empty when there is none.
         licence: `license`, `license_name`, `license_link` of the base model, as far as it states them.
         place: the id or folder in the loading example.
+        healing: `evidence/heal.json` of a healed bundle.
     """
-    base = manifest.base_model
+    weights = "not included; they are loaded from it"
+    if manifest.base_model.id == CARRIED:
+        weights = (
+            "included, healed together with the routers: with its own gates this checkpoint is not usable"
+        )
     parts = [
-        f"---\n{_metadata(manifest, licence or {})}---\n# Spectral bundle for {base.id}",
+        f"---\n{_metadata(manifest, licence or {})}---\n# Spectral bundle for {_origin(manifest)}",
         "Geometric routers for the Mixture-of-Experts layers of the base model: 3-D projections, expert spheres and a "
-        "prebuilt BVH. The base model's weights are not included; they are loaded from it.",
+        f"prebuilt BVH. The base model's weights are {weights}.",
         _quality(record),
+        _healing(healing or {}),
         _table(manifest, record),
         _certificate(manifest),
         _loading(place),
@@ -47,13 +58,29 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _origin(manifest: Manifest) -> str:
+    """The model that was converted, also where the bundle carries a healed one."""
+    base = manifest.base_model
+    return base.id if base.id != CARRIED else str(manifest.recipe.get("model") or "a healed model")
+
+
+def _healing(record: dict[str, Any]) -> str:
+    if not record:
+        return ""
+    settings, before = record["settings"], record["evaluation_before"]
+    return (
+        f"Healed (scope {settings['scope']}) by distillation from the untouched model on {record['tokens']} tokens in "
+        f"{record['seconds']:.0f} s on {record['device']}; before, the perplexity was {before['delta_pct']:+.3f} % off."
+    )
+
+
 def _metadata(manifest: Manifest, licence: dict[str, str]) -> str:
     base = manifest.base_model
     fields: dict[str, Any] = {
         "library_name": "spectral",
         "pipeline_tag": "text-generation",
-        "base_model": base.id,
-        "base_model_relation": "adapter",
+        "base_model": _origin(manifest),
+        "base_model_relation": "finetune" if base.id == CARRIED else "adapter",
         "tags": ["spectral", "moe", base.model_type],
         **licence,
     }
@@ -136,10 +163,11 @@ def _loading(place: str) -> str:
 def _limits(manifest: Manifest) -> str:
     base = manifest.base_model
     pinned = f" at revision `{base.revision}`" if base.revision else ""
+    only = "the checkpoint in this repository" if base.id == CARRIED else f"`{base.id}`{pinned}"
     lines = [
         "Limits:",
         "",
-        f"- Only for `{base.id}`{pinned}: routers of other weights are refused by their digest.",
+        f"- Only for {only}: routers of other weights are refused by their digest.",
         "- The certificate speaks for text like the calibration text; it promises nothing for other text.",
         "- Fewer candidates do not make a model faster by themselves; `spectral bench` measures where they do.",
     ]

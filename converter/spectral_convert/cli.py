@@ -6,8 +6,7 @@ import dataclasses
 import logging
 import signal
 import sys
-import types
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 import click
 
@@ -19,6 +18,7 @@ from spectral_convert.options import (
     hub_options,
     json_option,
     model_options,
+    setting_options,
     show,
     size_options,
     torch_options,
@@ -26,7 +26,7 @@ from spectral_convert.options import (
 from spectral_convert.recipe import Recipe
 from spectral_convert.report.command import report
 from spectral_convert.verb_map import VerbMap
-from spectral_convert.verbs import bench_route_command, families_command, push_command
+from spectral_convert.verbs import bench_route_command, families_command, heal_command, push_command
 from spectral_runtime.errors import InternalError, UserError
 
 HELP = """Turn Mixture-of-Experts checkpoints into measured geometric routers, and run them.
@@ -52,26 +52,7 @@ def spectral(verbose: bool) -> None:
 
 def recipe_options(command: Command) -> Command:
     """One flag per field of `Recipe`; a flag not given leaves the recipe's value."""
-    hints = get_type_hints(Recipe)
-    for field in reversed(dataclasses.fields(Recipe)):
-        if field.name != "model":
-            flag = "--" + field.name.replace("_", "-")
-            text = field.metadata["help"]
-            shown = "" if field.default in (None, False) else f"  [default: {field.default}]"
-            kind = _click_type(hints[field.name])
-            option = {"is_flag": True, "default": None} if kind is bool else {"type": kind, "default": None}
-            if field.default is True:
-                flag, shown = f"{flag}/--no-{flag[2:]}", "  [default: on]"
-            command = click.option(flag, help=text[0].upper() + text[1:] + "." + shown, **option)(command)
-    return command
-
-
-def _click_type(hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        return click.Choice(list(get_args(hint)))
-    if get_origin(hint) is types.UnionType:
-        return next(arg for arg in get_args(hint) if arg is not type(None))
-    return hint
+    return setting_options(Recipe, "model")(command)
 
 
 @spectral.command("convert")
@@ -168,6 +149,9 @@ def generate_command(bundle: str, as_json: bool, **settings: Any) -> None:
 @click.argument("bundle")
 @click.option("--text", help="UTF-8 file or folder of .txt; documents separated by a form feed.")
 @model_options
+@click.option(
+    "--against", help="Model to compare with.  [default: the untouched base, of a healed model its original]"
+)
 @click.option("--max-tokens", type=click.IntRange(2), help="Stop after this many tokens.")
 @click.option(
     "--sequence-length", type=click.IntRange(2), default=1024, show_default=True, help="Tokens per window."
@@ -238,6 +222,7 @@ spectral.add_command(build_engine_command)
 spectral.add_command(families_command)
 spectral.add_command(bench_route_command)
 spectral.add_command(push_command)
+spectral.add_command(heal_command)
 
 
 def run(command: click.Command, arguments: list[str] | None = None) -> NoReturn:

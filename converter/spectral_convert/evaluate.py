@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from spectral_convert.paired import PairedPerplexity, compare
 from spectral_convert.stream import stream_of
 from spectral_convert.text import TextSet, whole_text
 from spectral_runtime.attaching.attachment import attach, plan_layers
+from spectral_runtime.attaching.discovery import find_routers, router_sha256
 from spectral_runtime.attaching.layer import AttachedLayer
-from spectral_runtime.attaching.load import load_base
+from spectral_runtime.attaching.load import load_base, load_base_of
+from spectral_runtime.attaching.selection import gate_logits, select_experts
 from spectral_runtime.bundle import Bundle, load_bundle
-from spectral_runtime.bundle.manifest import Mode, Split
+from spectral_runtime.bundle.manifest import CARRIED, Mode, Split
+from spectral_runtime.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ def evaluate_model(
     candidates: int | None = None,
     sequence_length: int,
     seed: int = 0,
+    reference: Any = None,
 ) -> Evaluation:
     """Paired perplexity and routing quality of a bundle on a text; the model must have no routers attached.
 
@@ -129,20 +134,40 @@ def evaluate_model(
         candidates: overrides C.
         sequence_length: recorded with the result.
         seed: of the bootstrap.
+        reference: another model to compare the losses with, of the same tokens: the original of a healed one, whose own
+            gates are of no use. Routing quality is then that on the converted model's hidden states.
     """
     layers = plan_layers(model, bundle, mode, candidates)
     tallies = [_Tally(layer) for layer in layers]
+    sites = [layer.site for layer in layers]
 
     def record(layer: int, hidden: torch.Tensor, route: Any) -> None:
         tallies[layer].add(hidden, *route)
 
-    watched = watch_routers(model, [layer.site for layer in layers], text.windows, "evaluate base", record)
-    base = _losses(text, watched)
+    def record_gate(layer: int, hidden: torch.Tensor, _: Any) -> None:
+        tallies[layer].add(hidden, *_gate_route(layers[layer], hidden))
+
+    if reference is None:
+        base = _losses(text, watch_routers(model, sites, text.windows, "evaluate base", record))
+    else:
+        base = _losses(text, run_batches(reference, text.windows, "evaluate base"))
     whole = stream_of(model) is None  # one token through a streamed model is a whole pass of the disk
     with attach(model, bundle, mode, candidates=candidates, verify=whole):
-        converted = _losses(text, run_batches(model, text.windows, "evaluate converted"))
+        if reference is None:
+            runs = run_batches(model, text.windows, "evaluate converted")
+        else:
+            runs = watch_routers(model, sites, text.windows, "evaluate converted", record_gate)
+        converted = _losses(text, runs)
     pair = compare(text.windows, base, converted, seed=seed)
     return Evaluation(text.split, sequence_length, pair, tuple(tally.result() for tally in tallies))
+
+
+def _gate_route(layer: AttachedLayer, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and ids [T, K] that the layer's own gate would give."""
+    site, rule = layer.site, layer.rule
+    logits = gate_logits(rule, hidden, site.weight, site.bias)
+    ids, weights = select_experts(rule, logits, site.choice_bias)
+    return weights, ids
 
 
 def _losses(text: TextSet, runs: Any) -> list[NDArray[np.float64]]:
@@ -158,6 +183,7 @@ def evaluate_bundle(
     bundle: str | Path,
     *,
     base: str | None = None,
+    against: str | None = None,
     mode: Mode | None = None,
     candidates: int | None = None,
     dtype: str = "float32",
@@ -170,6 +196,8 @@ def evaluate_bundle(
     Args:
         bundle: folder or hub id.
         base: where the base model lies now; None: where the bundle says.
+        against: the model to compare with; None: the untouched base, or, where the bundle carries a healed model, the
+            original that its recipe names.
         mode: overrides the layers' modes.
         candidates: overrides C.
         dtype: torch dtype of both models.
@@ -183,16 +211,35 @@ def evaluate_bundle(
     parts = Parts(**asked)
     parts.check()
     loaded = load_bundle(bundle)
-    named = loaded.manifest.base_model
-    revision = None if base else named.revision
-    model, tokenizer = load_base(base or named.id, revision=revision, dtype=dtype, device=device)
-    routing = Routing(model, tokenizer, loaded, mode, candidates)
+    model, tokenizer = load_base_of(loaded, base, dtype=dtype, device=device)
+    reference = _reference(loaded, against, dtype=dtype, device=device)
+    routing = Routing(model, tokenizer, loaded, mode, candidates, reference)
     record = {**_text_record(routing, parts), **measure_parts(routing, parts)}
     record |= {"mode": mode, "candidates": candidates, "dtype": dtype, "device": device}
-    record["protocol"] = parts.protocol(record) | {"dtype": dtype, "base_routers": named.routers_sha256}
+    routers = _routers_digest(model if reference is None else reference)
+    record["protocol"] = parts.protocol(record) | {"dtype": dtype, "base_routers": routers}
     if evidence is not None:
         write_evidence(evidence, "evaluate", record)
     return record
+
+
+def _reference(bundle: Bundle, against: str | None, **options: Any) -> Any:
+    """The model to compare with, when it is not the bundle's own base without its routers."""
+    carried = bundle.manifest.base_model.id == CARRIED
+    recipe = bundle.manifest.recipe
+    if against is None and not carried:
+        return None
+    if against is None and not recipe.get("model"):
+        remedy = "name the original model: --against MODEL"
+        raise ConfigError("evaluate.against", expected="a model", found="none in the recipe", remedy=remedy)
+    revision = None if against else recipe.get("revision")
+    return load_base(against or str(recipe["model"]), revision=revision, **options)[0]
+
+
+def _routers_digest(model: Any) -> str:
+    """The `routers_sha256` that a bundle of this model would have."""
+    digests = "".join(router_sha256(site) for site in find_routers(model))
+    return hashlib.sha256(digests.encode("ascii")).hexdigest()
 
 
 def _text_record(routing: Routing, parts: Parts) -> dict[str, Any]:
@@ -203,6 +250,7 @@ def _text_record(routing: Routing, parts: Parts) -> dict[str, Any]:
     return evaluate_model(
         routing.model, routing.bundle, content,
         mode=routing.mode, candidates=routing.candidates, sequence_length=length, seed=parts.seed,
+        reference=routing.reference,
     ).as_json()  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spectral_runtime.attaching import attach
-from spectral_runtime.attaching.load import load_base
+from spectral_runtime.attaching.load import load_base_of
 from spectral_runtime.bundle import Bundle, load_bundle
 from spectral_runtime.bundle.manifest import Mode
 
@@ -49,10 +49,7 @@ def generate_text(
         device: torch device.
     """
     loaded = load_bundle(bundle)
-    named = loaded.manifest.base_model
-    model, tokenizer = load_base(
-        base or named.id, revision=None if base else named.revision, dtype=dtype, device=device
-    )
+    model, tokenizer = load_base_of(loaded, base, dtype=dtype, device=device)
     return continue_prompt(
         model, tokenizer, loaded, prompt, mode=mode, candidates=candidates, max_new_tokens=max_new_tokens
     )

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import types
+import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
 MODES = click.Choice(["exact", "prefilter", "geometric", "dense"])
 Command = Callable[..., Any]
+
+
+def setting_options(kind: Any, *without: str) -> Callable[[Command], Command]:
+    """One flag per field of a settings class, but those named; a flag not given keeps the default."""
+    hints = get_type_hints(kind)
+
+    def add(command: Command) -> Command:
+        for field in reversed(dataclasses.fields(kind)):
+            if field.name in without:
+                continue
+            text, shape = field.metadata["help"], _click_type(hints[field.name])
+            shown = "" if field.default in (None, False) else f"  [default: {field.default}]"
+            option = {"is_flag": True, "default": None} if shape is bool else {"type": shape, "default": None}
+            flag = "--" + field.name.replace("_", "-")
+            if field.default is True:
+                flag, shown = f"{flag}/--no-{flag[2:]}", "  [default: on]"
+            command = click.option(flag, help=text[0].upper() + text[1:] + "." + shown, **option)(command)
+        return command
+
+    return add
+
+
+def _click_type(hint: Any) -> Any:
+    if get_origin(hint) in (types.UnionType, typing.Union):  # Literal | None is the latter
+        hint = next(arg for arg in get_args(hint) if arg is not type(None))
+    return click.Choice(list(get_args(hint))) if get_origin(hint) is Literal else hint
 
 
 def json_option(command: Command) -> Command:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from spectral_convert.card import model_card
 from spectral_convert.licence import base_licence
-from spectral_runtime.bundle import Bundle, load_bundle
+from spectral_runtime.bundle import BaseModel, Bundle, load_bundle
+from spectral_runtime.bundle.manifest import CARRIED
+from spectral_runtime.bundle.writer import CARD_FILE
 from spectral_runtime.errors import BundleError
 
 AGAIN = "run the same command again: what has arrived is not sent twice"
@@ -24,6 +27,8 @@ def push_bundle(
     token: str | None = None,
 ) -> dict[str, Any]:
     """Uploads `spectral/` and a model card to a model repository of the Hub, which is created when absent.
+
+    A healed checkpoint goes with the bundle that it carries.
 
     Args:
         bundle: folder of the bundle; a damaged one is refused before anything is sent.
@@ -59,11 +64,15 @@ def push_bundle(
 def _upload(api: Any, bundle: Bundle, repo: str, revision: str | None, create_pr: bool) -> Any:
     from huggingface_hub import CommitOperationAdd
 
-    licence = base_licence(bundle.manifest.base_model, token=api.token)
-    card = model_card(bundle.manifest, _record(bundle), licence=licence, place=repo)
+    licence = base_licence(_licensed(bundle), token=api.token)
+    card = model_card(
+        bundle.manifest, _record(bundle, "evaluate"), licence=licence, place=repo,
+        healing=_record(bundle, "heal"),
+    )  # fmt: skip
     operations = [CommitOperationAdd("README.md", card.encode())]
     for name in sorted([*bundle.manifest.files, "spectral_config.json"]):
         operations.append(CommitOperationAdd(f"spectral/{name}", str(bundle.path / name)))
+    operations += [CommitOperationAdd(name, str(path)) for name, path in _carried(bundle).items()]
     return api.create_commit(
         repo,
         operations,
@@ -73,8 +82,27 @@ def _upload(api: Any, bundle: Bundle, repo: str, revision: str | None, create_pr
     )
 
 
-def _record(bundle: Bundle) -> dict[str, Any]:
-    file = bundle.path / "evidence" / "evaluate.json"
+def _carried(bundle: Bundle) -> dict[str, Path]:
+    """The files of the checkpoint around a bundle that carries one, by their names."""
+    if bundle.manifest.base_model.id != CARRIED:
+        return {}
+    around = bundle.path.parent
+    files = {p.relative_to(around).as_posix(): p for p in sorted(around.rglob("*")) if p.is_file()}
+    return {
+        name: path for name, path in files.items() if name != CARD_FILE and bundle.path not in path.parents
+    }
+
+
+def _licensed(bundle: Bundle) -> BaseModel:
+    """The model whose licence holds: the base, or what a healed one was made from."""
+    base, recipe = bundle.manifest.base_model, bundle.manifest.recipe
+    if base.id != CARRIED:
+        return base
+    return dataclasses.replace(base, id=str(recipe.get("model") or base.id), revision=recipe.get("revision"))
+
+
+def _record(bundle: Bundle, name: str) -> dict[str, Any]:
+    file = bundle.path / "evidence" / f"{name}.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found
 
@@ -90,6 +118,9 @@ def _verify(api: Any, bundle: Bundle, repo: str, info: Any) -> int:
         if found != entry.bytes:
             expected = f"spectral/{name} of {entry.bytes} bytes"
             raise BundleError(repo, expected=expected, found=f"{found} on the Hub", remedy=AGAIN)
+    missing = [name for name in _carried(bundle) if name not in listed]
+    if missing:
+        raise BundleError(repo, expected=missing[0], found="nothing on the Hub", remedy=AGAIN)
     return len(listed)
 
 

@@ -78,6 +78,23 @@ def perplexity_line(record: dict[str, Any]) -> str:
     )
 
 
+def healing_lines(record: dict[str, Any]) -> str:
+    """What a healing cost and gained."""
+    before, after = record["held_back_before"], record["held_back_after"]
+    moved = max((layer["moved_load"] for layer in record["layers"]), default=0.0)
+    return "\n".join(
+        [
+            f"{record['steps']} steps, {record['tokens']} tokens in {record['seconds']:.0f} s "
+            f"({record['tokens_per_second']:,.0f} a second) on {record['device']}; best at step {record['best_step']}",
+            f"held-back text: divergence {before['divergence']:.5f} -> {after['divergence']:.5f} nats a token",
+            f"expert load: at most {_share(moved)} of a layer's choices moved to other experts",
+            f"evaluate split, before: {perplexity_line(record['evaluation_before'])}",
+            f"evaluate split, healed: {perplexity_line(record['evaluation_after'])}",
+            f"written to {record['path']}",
+        ]
+    )
+
+
 def comparison_table(record: dict[str, Any]) -> Table:
     """What two evaluations measured in common."""
     rows = [

@@ -15,7 +15,7 @@ from spectral_runtime.errors import TextError
 
 __all__ = [
     "Document", "TextSet", "Window", "calibration_splits", "pieces_of", "read_documents", "strided_windows", "text_set",
-    "tokenise", "whole_text", "windows_of",
+    "tokenise", "training_documents", "whole_text", "windows_of",
 ]  # fmt: skip
 
 SHARES = {"fit": 0.7, "certify": 0.15, "evaluate": 0.15}
@@ -162,11 +162,48 @@ def calibration_splits(
     Raises:
         TextError: when there are fewer documents than splits.
     """
+    documents = _documents(tokenizer, source, field, chat_template)
+    sets = {
+        name: text_set(taken) for name, taken in _divide(tokenizer, documents, tokens, length, seed).items()
+    }
+    _refuse_empty(sets, str(source))
+    return sets
+
+
+def training_documents(
+    tokenizer: Any,
+    source: str | Path,
+    *,
+    tokens: int,
+    length: int,
+    seed: int,
+    field: str = "text",
+    chat_template: bool = False,
+) -> list[list[int]]:
+    """Token ids of whole documents that neither the certify nor the evaluate set of the same arguments uses.
+
+    All of the fit set's documents, beyond the windows drawn for the fit, and those that the budget did not reach.
+    """
+    documents = _documents(tokenizer, source, field, chat_template)
+    chosen = _divide(tokenizer, documents, tokens, length, seed)
+    kept_out = {document.sha256 for name in ("certify", "evaluate") for document, _ in chosen[name]}
+    return [tokenise(tokenizer, document) for document in documents if document.sha256 not in kept_out]
+
+
+def _documents(tokenizer: Any, source: str | Path, field: str, chat_template: bool) -> list[Document]:
     render = templated(tokenizer) if chat_template else plain_chat
-    documents, rng = list(read_documents(source, field=field, render=render)), random.Random(seed)
+    return list(read_documents(source, field=field, render=render))
+
+
+Chosen = dict[str, list[tuple[Document, list[tuple[int, ...]]]]]
+
+
+def _divide(tokenizer: Any, documents: list[Document], tokens: int, length: int, seed: int) -> Chosen:
+    """The documents of every set with their windows."""
+    documents, rng = list(documents), random.Random(seed)
     rng.shuffle(documents)
     limit = _window_limit(documents, tokens, length)
-    chosen: dict[str, list[tuple[Document, list[tuple[int, ...]]]]] = {name: [] for name in SHARES}
+    chosen: Chosen = {name: [] for name in SHARES}
     sizes = dict.fromkeys(SHARES, 0)
     for document in documents:
         if sum(sizes.values()) >= tokens:
@@ -177,9 +214,7 @@ def calibration_splits(
         )
         chosen[hungriest].append((document, pieces))
         sizes[hungriest] += sum(map(len, pieces))
-    sets = {name: text_set(taken) for name, taken in chosen.items()}
-    _refuse_empty(sets, str(source))
-    return sets
+    return chosen
 
 
 def _window_limit(documents: Sequence[Document], tokens: int, length: int) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from spectral_convert.options import json_option, show
+from spectral_convert.heal.settings import HealSettings
+from spectral_convert.options import json_option, setting_options, show
 
 
 @click.command("families")
@@ -17,6 +18,27 @@ def families_command(as_json: bool) -> None:
 
     records = as_records(list_families())
     show({"families": records}, as_json, lambda out: out.print(families_lines(records), markup=False))
+
+
+@click.command("heal")
+@click.argument("bundle")
+@click.option("--out", required=True, help="Folder of the healed bundle, or checkpoint with a bundle.")
+@click.option("--base", help="Where the base model lies now, when not where the bundle says.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there, once the new one is complete.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in the work folder.")
+@click.option(
+    "--work", type=click.Path(), help="Keep the checkpoint here.  [default: OUT.work, until the end]"
+)
+@setting_options(HealSettings)
+@json_option
+def heal_command(bundle: str, as_json: bool, **settings: Any) -> None:
+    """Train BUNDLE's geometry, or the whole model, to predict like the untouched model."""
+    from spectral_convert.healing import heal_bundle
+    from spectral_convert.terminal import healing_lines
+
+    healing = heal_bundle(bundle, **settings)
+    record = {"path": str(healing.bundle.path), **healing.record}
+    show(record, as_json, lambda out: out.print(healing_lines(record), markup=False))
 
 
 @click.command("push")

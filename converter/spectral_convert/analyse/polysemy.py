@@ -21,7 +21,7 @@ from spectral_convert.text import Window
 from spectral_runtime.attaching.attachment import plan_layers
 from spectral_runtime.attaching.discovery import RouterSite, find_routers
 from spectral_runtime.attaching.layer import AttachedLayer
-from spectral_runtime.attaching.load import load_base
+from spectral_runtime.attaching.load import load_base, load_base_of
 from spectral_runtime.attaching.scorer import Scorer
 from spectral_runtime.attaching.selection import expert_scores, gate_logits, select_experts
 from spectral_runtime.bundle import Bundle, load_bundle
@@ -68,8 +68,10 @@ def analyse_polysemy(
     """
     bundle = load_bundle(source) if _is_bundle(source) else None
     name = base or (bundle.manifest.base_model.id if bundle else str(source))
-    revision = None if base or bundle is None else bundle.manifest.base_model.revision
-    model, tokenizer = load_base(name, revision=revision, dtype=dtype, device=device)
+    if bundle is None:
+        model, tokenizer = load_base(name, dtype=dtype, device=device)
+    else:
+        model, tokenizer = load_base_of(bundle, base, dtype=dtype, device=device)
     sentences = read_sentences(data or DATA)
     located = locate_targets(tokenizer, sentences)
     hidden = _target_states(model, find_routers(model), located.windows)

@@ -21,19 +21,20 @@ MOST_WINDOWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """A model, and the bundle that is attached for every second measurement."""
+    """A model, the bundle that is attached for every second measurement, and another model for the first, if any."""
 
     model: Any
     tokenizer: Any
     bundle: Bundle
     mode: Mode | None
     candidates: int | None
+    reference: Any = None
 
-    def both(self, measure: Callable[[str], Result]) -> tuple[Result, Result]:
-        """`measure("base")`, then `measure("converted")` with the routers attached."""
-        base = measure("base")
+    def both(self, measure: Callable[[Any, str], Result]) -> tuple[Result, Result]:
+        """`measure(model, "base")`, then `measure(model, "converted")` with the routers attached."""
+        base = measure(self.model if self.reference is None else self.reference, "base")
         with attach(self.model, self.bundle, self.mode, candidates=self.candidates):
-            return base, measure("converted")
+            return base, measure(self.model, "converted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,7 @@ def _pairs(routing: Routing, parts: Parts) -> dict[str, Any]:
     content = minimal_pairs.read_pairs(parts.pairs, parts.max_pairs)
     windows, start = minimal_pairs.pair_windows(routing.tokenizer, content.pairs)
     base, converted = routing.both(
-        lambda name: minimal_pairs.pair_choices(routing.model, windows, f"pairs {name}")
+        lambda model, name: minimal_pairs.pair_choices(model, windows, f"pairs {name}")
     )
     identity = {
         "sha256": content.sha256,
@@ -127,9 +128,9 @@ def _pairs(routing: Routing, parts: Parts) -> dict[str, Any]:
 
 
 def _tasks(routing: Routing, parts: Parts) -> list[dict[str, Any]]:
-    def measure(_: str) -> dict[str, Any]:
+    def measure(model: Any, _: str) -> dict[str, Any]:
         return harness.run_tasks(
-            routing.model, routing.tokenizer, parts.tasks,
+            model, routing.tokenizer, parts.tasks,
             limit=parts.task_limit, folder=parts.task_folder, seed=parts.seed,
         )  # fmt: skip
 
@@ -143,8 +144,8 @@ def _long_context(routing: Routing, parts: Parts) -> dict[str, Any]:
     asked = long_context.probes(routing.tokenizer, filler, limit, parts.trials, parts.seed)
     every = [*windows, *(probe.window for probe in asked)]
 
-    def measure(name: str) -> list[Scored]:
-        return score_sequences(routing.model, every, f"long context {name}")
+    def measure(model: Any, name: str) -> list[Scored]:
+        return score_sequences(model, every, f"long context {name}")
 
     base, converted = routing.both(measure)
     count = len(windows)

@@ -147,10 +147,9 @@ def _write_decoder(
 
 
 def _base_model(bundle: Bundle, base: str | None, dtype: str) -> tuple[Any, Any]:
-    from spectral_runtime.attaching.load import load_base
+    from spectral_runtime.attaching.load import load_base_of
 
-    named = bundle.manifest.base_model
-    return load_base(base or named.id, revision=None if base else named.revision, dtype=dtype)
+    return load_base_of(bundle, base, dtype=dtype)
 
 
 def _files(folder: Path) -> dict[str, int]:

@@ -18,7 +18,7 @@ from spectral_convert.sources import read_documents
 from spectral_convert.text import Window, tokenise, windows_of
 from spectral_runtime.attaching.attachment import plan_layers
 from spectral_runtime.attaching.layer import AttachedLayer
-from spectral_runtime.attaching.load import load_base
+from spectral_runtime.attaching.load import load_base_of
 from spectral_runtime.attaching.selection import choice_scores, expert_scores
 from spectral_runtime.bundle import Bundle, LayerTensors
 from spectral_runtime.errors import TextError
@@ -69,8 +69,7 @@ def build_room(
     room: dict[str, Any] = {"layers": [_layer(layer, experts) for layer in bundle.layers]}
     if text is None:
         return room
-    named = bundle.manifest.base_model
-    model, tokenizer = load_base(base or named.id, revision=None if base else named.revision, dtype="float32")
+    model, tokenizer = load_base_of(bundle, base, dtype="float32")
     content = read_room_text(tokenizer, text)
     plans = plan_layers(model, bundle)
     seen = _watch(model, plans, content.windows)

@@ -101,13 +101,19 @@ class AttachedLayer:
         rule, scorer = self.rule, self.scorer
         if scorer is None or rule.groups > 1 or not rule.monotone or rule.top_k == rule.experts:
             return torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        scores, margins = scorer.scores(hidden), scorer.margins(hidden)
+        scores, margins = scorer.scores(hidden), scorer.margins(hidden) + self._offset(scorer)
         bounded = rule if rule.score != "softmax" else replace(rule, score="logits")
         low = choice_scores(expert_scores(bounded, scores - margins), self.site.choice_bias)
         high = choice_scores(expert_scores(bounded, scores + margins), self.site.choice_bias)
         chosen = low.topk(rule.top_k, dim=1)[1]
         rest = high.scatter(1, chosen, float("-inf")).amax(dim=1)
         return low.gather(1, chosen).amin(dim=1) > rest
+
+    def _offset(self, scorer: Scorer) -> torch.Tensor:
+        """[E], what logit and score differ by at the mean: rounding, unless the geometry was healed."""
+        at_mean = torch.nn.functional.linear(scorer.mean[None], self.site.weight.float())[0]
+        bias = self.site.bias
+        return (at_mean - scorer.beta if bias is None else at_mean + bias.float() - scorer.beta).abs()
 
 
 def fused_value(layer: AttachedLayer) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 from spectral_runtime.attaching.attachment import attach
 from spectral_runtime.bundle import Bundle, load_bundle
-from spectral_runtime.bundle.manifest import Mode
-from spectral_runtime.errors import ModelError
+from spectral_runtime.bundle.manifest import CARRIED, Mode
+from spectral_runtime.errors import ConfigError, ModelError
 
 REMOTE = "read that code first; if you trust it, allow it with --trust-remote-code (trust_remote_code=True)"
 
@@ -62,6 +62,32 @@ def load_base(
     return model.to(device).eval(), tokenizer
 
 
+def load_base_of(bundle: Bundle, base: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
+    """`load_base` of the model a bundle names or carries; `base` is where the named one lies now.
+
+    Raises:
+        ConfigError: a `base` for a bundle that carries its model.
+    """
+    named = bundle.manifest.base_model
+    if named.id != CARRIED:
+        return load_base(base or named.id, revision=None if base else named.revision, **options)
+    if base is not None:
+        remedy = "leave it away; to compare with the original model use `spectral evaluate --against`"
+        expected = "none, for a bundle that carries its healed model"
+        raise ConfigError("base", expected=expected, found=str(base), remedy=remedy)
+    source, revision = carrier_of(bundle.path)
+    return load_base(source, revision=revision, **options)
+
+
+def carrier_of(folder: Path) -> tuple[str, str | None]:
+    """The checkpoint around a bundle's folder: a local one, or where a snapshot of the Hub's cache came from."""
+    around = folder.parent
+    place = around.parent.parent.name
+    if around.parent.name == "snapshots" and place.startswith("models--"):
+        return place.removeprefix("models--").replace("--", "/"), around.name
+    return str(around), None
+
+
 def plain_weights(config: Any) -> dict[str, Any]:
     """Options that load MXFP4 weights dequantised: their kernels route without entering the router modules."""
     stated = getattr(config, "quantization_config", None) or {}
@@ -113,8 +139,6 @@ def load_model(
     """
     hub = {key: options[key] for key in ("token", "cache_dir", "local_files_only") if key in options}
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, **hub)
-    named = loaded.manifest.base_model
-    revision = None if base is not None else named.revision
-    model, tokenizer = load_base(base or named.id, revision=revision, dtype=dtype, device=device, **options)
+    model, tokenizer = load_base_of(loaded, base, dtype=dtype, device=device, **options)
     model.spectral_attachment = attach(model, loaded, mode, candidates=candidates)
     return model, tokenizer

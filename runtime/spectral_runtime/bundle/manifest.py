@@ -12,6 +12,9 @@ from spectral_runtime.gate import GateRule
 FORMAT_VERSION = 1
 """Moves only when a reader of the previous version could misread a bundle."""
 
+CARRIED = "."
+"""The `id` of a base model that lies in the folder around the bundle."""
+
 Mode = Literal["exact", "prefilter", "geometric", "dense"]
 
 
@@ -20,7 +23,7 @@ class BaseModel:
     """The checkpoint the bundle was fitted to."""
 
     id: str
-    """Hub id, or the folder's name for a local checkpoint."""
+    """Hub id, folder of a local checkpoint, or CARRIED."""
     revision: str | None
     """Commit on the Hub; None for a local folder."""
     model_type: str

@@ -1,0 +1,86 @@
+"""The expert load: what the original gives each expert, and a term that keeps the student from piling up on a few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral_convert.heal.router import TrainedRouter, load_of
+from spectral_runtime.attaching.discovery import RouterSite
+
+
+class _Watched:
+    """Mixed in front of a teacher's router class; keeps the load of the last forward."""
+
+    spectral_site: tuple[RouterSite]
+    spectral_load: torch.Tensor
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        site = self.spectral_site[0]
+        self.spectral_load = load_of(site.route_of(output)[1], site.weight.shape[0])
+        return output
+
+
+@cache
+def _watched_kind(kind: Any) -> type[nn.Module]:
+    return type(f"Watched{kind.__name__}", (_Watched, kind), {})
+
+
+class LoadKeeper:
+    """Watches the teacher's routers while the student trains.
+
+    Args:
+        sites: the teacher's routers.
+        routers: the student's, in the same order.
+    """
+
+    def __init__(self, sites: Sequence[RouterSite], routers: Sequence[TrainedRouter]) -> None:
+        self.sites, self.routers = sites, routers
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Records the teacher's load of every forward inside."""
+        modules: list[Any] = [site.module for site in self.sites]
+        kinds: list[Any] = [type(module) for module in modules]
+        for module, site, kind in zip(modules, self.sites, kinds, strict=True):
+            module.spectral_site, module.__class__ = (site,), _watched_kind(kind)
+        try:
+            yield
+        finally:
+            for module, kind in zip(modules, kinds, strict=True):
+                module.__class__ = kind
+                del module.spectral_site
+
+    def excess(self) -> torch.Tensor:
+        """Mean over layers of E sum_e (load - teacher's load)_e share_e.
+
+        Fedus et al. 2021 push towards an even load; this pushes towards the original's: no force where they agree.
+        """
+        loads: list[Any] = [getattr(site.module, "spectral_load", None) for site in self.sites]
+        terms = [
+            len(router.load) * ((router.load - load).detach() * router.pull).sum()
+            for router, load in zip(self.routers, loads, strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+    def missed(self) -> torch.Tensor | float:
+        """Mean listwise loss of the layers that choose candidates; 0 where there is none."""
+        terms = [router.missed for router in self.routers if router.candidates]
+        return torch.stack(terms).mean() if terms else 0.0
+
+
+def balance(load: torch.Tensor) -> dict[str, float]:
+    """Facts of a load [E]: the busiest expert's multiple of an even share, the entropy's exponent, unused experts."""
+    shares = load.double().cpu()
+    entropy = -(shares * shares.clamp(min=1e-30).log()).sum()
+    return {
+        "busiest": round(float(shares.max() * len(shares)), 4),
+        "effective_experts": round(float(entropy.exp()), 2),
+        "unused": int((shares == 0).sum()),
+    }
