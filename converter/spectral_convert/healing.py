@@ -151,7 +151,7 @@ def _texts(recipe: Recipe, tokenizer: Any, settings: HealSettings) -> tuple[dict
     text = fit_text(
         training_documents(tokenizer, recipe.calibration, **options),
         separator=tokenizer.eos_token_id, length=settings.window,
-        validation_tokens=settings.validation_tokens, seed=settings.seed, device=settings.device,
+        validation_tokens=settings.held_back, seed=settings.seed, device=settings.device,
     )  # fmt: skip
     return texts, text
 

@@ -3,7 +3,7 @@
 python tests/benchmarks/gpu_heal.py ../shared/models/olmoe-64e --calibration ../shared/data/calibration \
     --text ../shared/data/heldout --minutes 10 --job levels=4,scope=all --job levels=4,colour=12,scope=all
 
-Every job is a process of its own, all on one GPU: it shares it with the others and would see more tokens alone. The
+Every job is a process of its own; without --gpus all share one GPU, on which each would see more tokens alone. The
 held-out text is only measured on: whole, windows of 1 024 tokens, float32, paired with the untouched model. The clock of a
 healing starts before its first step and holds sampling, validations and compilation. Writes `heal-MODEL.json`; a job that
 fails leaves its log.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -90,6 +91,10 @@ def main() -> None:
     parser.add_argument(
         "--before", action="store_true", help="Measure the closed form on the held-out text too."
     )
+    parser.add_argument(
+        "--gpus", type=int, default=0, help="Give the jobs these GPUs in turn; 0: the first to all."
+    )
+    parser.add_argument("--first-gpu", type=int, default=0)
     parser.add_argument("--worker", type=int, help="The number of the job that this process runs.")
     options = parser.parse_args()
     folder = options.folder / Path(options.model).name
@@ -111,7 +116,11 @@ def launch(options: argparse.Namespace, folder: Path) -> None:
         (folder / f"{number}.json").unlink(missing_ok=True)
         log = (folder / f"{number}.log").open("w")
         command = [sys.executable, *sys.argv, "--worker", str(number)]
-        running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+        gpu = (
+            {"CUDA_VISIBLE_DEVICES": str((options.first_gpu + number) % options.gpus)} if options.gpus else {}
+        )
+        place = {**os.environ, **gpu}
+        running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=place))
     for process in running:
         process.wait()
 
@@ -137,6 +146,7 @@ def gather(options: argparse.Namespace, folder: Path) -> None:
         "protocol": f"whole held-out text, windows of {LENGTH} tokens, float32, paired; healed on calibration text",
         "calibration_tokens": options.tokens,
         "concurrent_jobs": len(options.job),
+        "gpus": max(options.gpus, 1),
         "minutes": options.minutes,
         "rows": rows,
     }

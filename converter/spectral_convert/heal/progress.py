@@ -80,10 +80,10 @@ def diverged(expected: str, found: str, progress: Progress) -> HealingDiverged:
 
 
 class Budget:
-    """Steps or minutes, whichever was given; time of earlier runs counts."""
+    """Steps or minutes, whichever was given, from `start` on the monotonic clock; time of earlier runs counts."""
 
-    def __init__(self, settings: HealSettings, progress: Progress) -> None:
-        self.settings, self.before, self.start = settings, progress.seconds, time.monotonic()
+    def __init__(self, settings: HealSettings, progress: Progress, start: float) -> None:
+        self.settings, self.before, self.start = settings, progress.seconds, start
 
     @property
     def seconds(self) -> float:

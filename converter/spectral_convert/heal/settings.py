@@ -15,6 +15,8 @@ DEVICE_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of one step by device."""
 LENGTH, SAMPLED_LENGTH = 1024, 512
 """Tokens of a window and of a sampled text, unless told."""
+HELD_BACK = {"cpu": 8192, "cuda": 65536}
+"""Tokens held back by device."""
 SAMPLED = {"geometry": 0.0, "geometry+norms": 0.0, "all": 0.5}
 """Share of steps on text that the original wrote: a geometry has too few numbers to learn a text by heart."""
 
@@ -48,7 +50,10 @@ class HealSettings:
     sampled_length: int | None = setting(
         None, "tokens of such a text, of which windows are joined; default at most 512"
     )
-    validation_tokens: int = setting(65536, "tokens of the fit documents held back to choose the best state")
+    validation_tokens: int | None = setting(
+        None,
+        "tokens of the fit documents held back to choose the best state; default 8192 on CPU, 65536 on CUDA",
+    )
     checks: int = setting(20, "validations over the budget")
     checkpoint_seconds: float = setting(60.0, "time between checkpoints, which happen at validations")
     divergence: float = setting(3.0, "stop when the loss exceeds its best by this factor")
@@ -72,7 +77,7 @@ class HealSettings:
             _refuse(name, length is None or length >= 4, "at least 4 tokens", length)
         whole = self.window % self.written_length == 0
         _refuse("sampled_length", whole, f"a divisor of {self.window}, the window", self.sampled_length)
-        for name in ("checks", "validation_tokens"):
+        for name in ("checks", "held_back"):
             _refuse(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         _refuse("warmup", 0 <= self.warmup < 1, "a share from 0 to below 1", self.warmup)
         _refuse("sampled", 0 <= self.sampled_share <= 1, "a share from 0 to 1", self.sampled)
@@ -114,6 +119,13 @@ class HealSettings:
         return long if self.compiled is None else self.compiled
 
     @property
+    def held_back(self) -> int:
+        """Tokens held back."""
+        if self.validation_tokens is not None:
+            return self.validation_tokens
+        return HELD_BACK["cuda" if self.device.startswith("cuda") else "cpu"]
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one step."""
         return self.batch_tokens or DEVICE_TOKENS.get(self.device.split(":")[0], DEVICE_TOKENS["cpu"])
@@ -131,12 +143,17 @@ class HealSettings:
     def lasting(self) -> dict[str, Any]:
         """The settings that a resumed run must share; budget, rates and checks may change."""
         names = ("scope", "mode", "window", "written_length", "sampled_share", "step_tokens")
-        return {name: getattr(self, name) for name in (*names, "validation_tokens", "seed", "forward_dtype")}
+        return {name: getattr(self, name) for name in (*names, "held_back", "seed", "forward_dtype")}
 
     def as_json(self) -> dict[str, Any]:
         """For the evidence, defaults resolved."""
         names = {"batch_tokens": "step_tokens", "sampled": "sampled_share", "sequence_length": "window"}
-        names |= {"sampled_length": "written_length", "compiled": "compiles", "dtype": "forward_dtype"}
+        names |= {
+            "validation_tokens": "held_back",
+            "sampled_length": "written_length",
+            "compiled": "compiles",
+            "dtype": "forward_dtype",
+        }
         return dataclasses.asdict(self) | {key: getattr(self, name) for key, name in names.items()}
 
 

@@ -76,6 +76,7 @@ class Trainer:
             return self._run(resume)
 
     def _run(self, resume: bool) -> Healed:
+        start = time.monotonic()  # compilation happens at the first use: it counts
         before = self._measure()
         if not all(map(math.isfinite, before)):
             raise diverged("a finite loss", f"{before[0]} before the first step", self.progress)
@@ -84,7 +85,7 @@ class Trainer:
         else:
             self._judge(before[0])
         with self.keeper.watching():
-            self._loop(Budget(self.settings, self.progress))
+            self._loop(Budget(self.settings, self.progress, start))
         self.optimiser.adopt(self.best)
         return Healed(self.progress, before, self._measure())
 
@@ -100,7 +101,9 @@ class Trainer:
                 self._show(bar, min(after, 1.0))
                 if int(after * self.settings.checks) > int(fraction * self.settings.checks) or after >= 1.0:
                     self._check()
-        self._read()
+        progress.seconds = budget.seconds
+        if progress.checks[-1]["step"] != progress.step:  # the clock ran out after a step's own look at it
+            self._check()
 
     def _step(self, fraction: float) -> None:
         ids = self._windows()
