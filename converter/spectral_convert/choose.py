@@ -45,7 +45,7 @@ class Chosen:
 
     layers: tuple[ConvertedLayer, ...]
     record: dict[str, Any]
-    """The evidence: budget, choice and cost of every layer, what was measured on the certify split."""
+    """The evidence: budget, choice and cost of every layer, what was measured on the certify split; empty without one."""
 
 
 Measure = Callable[[Sequence[ConvertedLayer]], float]

@@ -87,8 +87,7 @@ def convert_checkpoint(
     target = check_target(Path(out), overwrite=overwrite)
     hub = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     network, tokenizer = open_model(resolved, load=load, hub=hub)
-    sites = find_routers(network)
-    rules = classify_routers(sites)
+    rules = classify_routers(sites := find_routers(network))
     texts = _texts(resolved, tokenizer)
     folder = Path(work) if work is not None else target.with_name(f"{target.name}.work")
     pieces = Pieces(WorkDir(folder), resolved, base_digest(network, resolved.model), texts)
@@ -99,15 +98,11 @@ def convert_checkpoint(
     assemble = functools.partial(assemble_bundle, resolved, network, splits=splits, out=target)
     with open_engine(engine, address=ray_address, device=resolved.device) as fits:
         convert = functools.partial(_convert_layers, fits=fits, captures=captures, rules=rules, texts=texts)
-        if resolved.budget is None:
-            layers, chosen = convert(pieces), None
-        else:
-            chosen = _choose(pieces, convert, lambda x: _increase(pieces, network, assemble(layers=x), texts))
-            layers = chosen.layers
-    bundle = assemble(layers=layers)
+        chosen = _choose(pieces, convert, lambda x: _increase(pieces, network, assemble(layers=x), texts))
+    bundle = assemble(layers=chosen.layers)
     evaluation = _evaluate(pieces, network, bundle, texts["evaluate"])
-    budget = None if chosen is None else verdict(chosen.record, evaluation.as_json())
-    written = _write(bundle, layers, evaluation, budget, overwrite=overwrite, token=token)
+    budget = verdict(chosen.record, evaluation.as_json()) if chosen.record else None
+    written = _write(bundle, chosen.layers, evaluation, budget, overwrite=overwrite, token=token)
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
     return Conversion(written, evaluation, budget)
@@ -143,9 +138,10 @@ def _convert_layers(
 def _choose(
     pieces: Pieces, convert: Callable[[Pieces], Sequence[ConvertedLayer]], measure: Measure
 ) -> Chosen:
-    """Every shape of the ladder for every layer, and the cheapest plan of them within the recipe's budget."""
+    """The layers of the recipe; with a budget, every shape of the ladder, and the cheapest plan within it."""
     recipe = pieces.recipe
-    assert recipe.budget is not None
+    if recipe.budget is None:
+        return Chosen(tuple(convert(pieces)), {})
     ladder = [convert(pieces.with_shape(*shape)) for shape in shapes(recipe.levels, recipe.colour)]
     return choose_layers(ladder, recipe.budget, measure)
 
