@@ -196,6 +196,79 @@ def quality(record: dict[str, Any]) -> Iterator[str]:
     )
 
 
+def measured(record: dict[str, Any]) -> str:
+    """The line above a part of `bench_routing_quality.py`."""
+    command = f"tests/benchmarks/bench_routing_quality.py --part {record['part']}"
+    return (
+        f"`{record['model']}`, {record['calibration_tokens']} calibration tokens, {record['device']}; "
+        f"{record['protocol']}, {record['tokens']} tokens (`{command}`).\n"
+    )
+
+
+def perplexity(row: dict[str, Any]) -> list[str]:
+    """Two cells of a row with a paired perplexity."""
+    return [f"{row['delta_pct']:+.3f} %", f"{interval(row['ci95'], 3)} %"]
+
+
+def sizes(record: dict[str, Any]) -> Iterator[str]:
+    """Closed form, refined and adaptive at the same number of candidates."""
+    yield measured(record)
+    rows = [
+        [
+            row["levels"],
+            row["colour"],
+            row["candidates"],
+            row["kind"],
+            f"{row['mean_size']:.1f}",
+            *perplexity(row),
+        ]
+        for row in record["rows"]
+    ]
+    yield table(["levels", "colour", "candidates", "fit", "mean size", "perplexity", "95 %"], rows)
+
+
+def share(row: dict[str, Any], key: str) -> str:
+    """A cell in percent, empty where it was not measured."""
+    return f"{100 * row[key]:.2f} %" if key in row else ""
+
+
+def colours(record: dict[str, Any]) -> Iterator[str]:
+    """Further dimensions, by what they are."""
+    yield measured(record)
+    rows = [
+        [row["colour"], row["kind"], share(row, "recall"), share(row, "missed"), *perplexity(row)]
+        for row in record["rows"]
+    ]
+    yield table(["S", "what they are", "recall", "weight missed", "perplexity", "95 %"], rows)
+
+
+def nesting(record: dict[str, Any]) -> Iterator[str]:
+    """Levels, shared or local."""
+    yield measured(record)
+    rows = [
+        [row["levels"], f"{row['rows']:.0f}", row["kind"], share({"share": row["explained"][-1]}, "share")
+         if "explained" in row else "", share(row, "recall"), share(row, "missed")]
+        for row in record["rows"]
+    ]  # fmt: skip
+    yield table(["L", "rows projected", "levels", "variance explained", "recall", "weight missed"], rows)
+
+
+def promises(record: dict[str, Any]) -> Iterator[str]:
+    """Certificates on unseen documents."""
+    yield measured(record)
+    rows = [
+        [short(row["path"]), row["kind"], row["alpha"], f"{row['mean_risk']:.4f}", f"{row['largest_risk']:.4f}",
+         f"{row['standard_error']:.4f}", f"{100 * row['within']:.0f} %", f"{100 * row['within_two_errors']:.0f} %"]
+        for row in record["rows"]
+    ]  # fmt: skip
+    yield table(
+        ["layer", "sets", "alpha", "mean risk", "largest", "error", "within alpha", "within two errors"], rows
+    )
+
+
+PARTS = {"targets": sizes, "colour": colours, "levels": nesting, "coverage": promises}
+
+
 def tables_of(record: dict[str, Any]) -> str:
     """The Markdown of an evidence record."""
     kinds = {"evaluate": evaluation, "polysemy": polysemy, "experts": experts}
@@ -204,6 +277,8 @@ def tables_of(record: dict[str, Any]) -> str:
         kind = routing
     if kind is None and "kernels" in record:
         kind = sweep
+    if kind is None and "part" in record:
+        kind = PARTS[record["part"]]
     if kind is None and "calibration_tokens" in record:
         kind = quality
     return "\n".join((kind or timings)(record))

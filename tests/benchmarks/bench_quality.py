@@ -60,7 +60,7 @@ def every(text: TextSet, step: int) -> TextSet:
 
 def measure(options: argparse.Namespace, model: Any, text: TextSet, row: Any, folder: Path) -> dict[str, Any]:
     mode, levels, colour, candidates = row
-    settings = {"mode": mode, "levels": levels, "colour": colour, "candidates": candidates}
+    settings = {"mode": mode, "levels": levels, "colour": colour, "candidates": candidates, "refine": False}
     bundle = convert_checkpoint(
         options.model,
         out=folder / "bundle",

@@ -21,6 +21,9 @@ EPOCHS = 20
 """Most often a token is seen: small captures get fewer steps."""
 RATE = 0.05
 """Adam's step, relative to the mean magnitude of each array."""
+LOYALTY, LOOSE = 0.1, 0.02
+"""Weight of the mean squared error of the scores as logits, in units of the closed form's, where they complete a softmax and
+elsewhere. Without it they serve only text like the sample's, and no `geometric` mode."""
 HELD = 8
 """One token in so many is kept for choosing the best state."""
 CHECKS = 8
@@ -78,9 +81,11 @@ class _Problem:
         self.hidden = hidden
         self.mean = torch.tensor(geometry.mean, device=device)
         self.beta = torch.tensor(geometry.beta, device=device)
+        self.error = torch.tensor(geometry.spread, device=device).square().mean().clamp(min=1e-12)
         self.common = None if geometry.common is None else torch.tensor(geometry.common, device=device)
         # The softmax of un-normalised families is completed from the scores, so these must stay logits on the whole.
         self.completes = rule.score == "softmax" and rule.weight == "score" and not rule.normalise
+        self.loyalty = LOYALTY if self.completes else LOOSE
 
     def batch(self, which: torch.Tensor | slice) -> tuple[torch.Tensor, ...]:
         """Centred hidden [T, D], exact logits [T, E] less the common mode, ids [T, K], weight shares [T, K]."""
@@ -196,7 +201,9 @@ def _loss(problem: _Problem, trained: Trained, which: torch.Tensor, aim: Aim, wi
     edge = _edge(problem.rule, order, aim, width)
     short = edge - order.gather(1, ids)
     loss = (shares * functional.softplus(short / width)).sum(dim=1)
-    return (loss + problem.denominator_error(trained, scores, exact, order < edge)).mean()
+    strayed = ((scores - exact).square() / problem.error).mean(dim=1)
+    wrong = problem.denominator_error(trained, scores, exact, order < edge)
+    return (loss + wrong + problem.loyalty * strayed).mean()
 
 
 def _loss_on(problem: _Problem, trained: Trained, kept: torch.Tensor, aim: Aim) -> float:
