@@ -40,7 +40,9 @@ cuda::Output output_of(Address ids, bool wide, Address weights, int weights_dtyp
 
 using Splits = std::pair<int, int>; ///< tile tokens, blocks of a cluster; 0: chosen
 
-cuda::Plan plan_of(const Splits &splits) { return {nullptr, splits.first, splits.second}; }
+cuda::Plan plan_of(const Splits &splits) {
+    return {nullptr, splits.first, splits.second};
+}
 
 void run_gate(const CudaGate &gate, Address x, std::int64_t stride, int tokens, int x_dtype,
               Address ids, bool wide, Address weights, int weights_dtype, Address logits,

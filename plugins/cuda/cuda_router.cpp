@@ -129,7 +129,8 @@ void CudaRouter::upload(const Geometry &g, const Topology *topology) {
     tree_values_ = upload_vector(tree.values);
     tree_children_ = upload_vector(tree.children);
     reach_ = upload_vector(tree.reach);
-    tree_ = {tree_values_.as<float>(), tree_children_.as<std::int32_t>(), reach_.as<float>(), tree.roots};
+    tree_ = {tree_values_.as<float>(), tree_children_.as<std::int32_t>(), reach_.as<float>(),
+             tree.roots};
     tree_space_ = space_;
     tree_space_.blocks = tree_blocks_.as<float>();
     tree_space_.ids = tree_ids_.as<std::int32_t>();

@@ -30,8 +30,8 @@ struct HostTree {
 };
 
 /// Collapses a checked binary tree so that nodes are as full as they get: the root has up to 128
-/// children, and what has no more than 32 blocks is one node of blocks. Throws UserError if the topology is not a tree over all
-/// experts.
+/// children, and what has no more than 32 blocks is one node of blocks. Throws UserError if the
+/// topology is not a tree over all experts.
 HostTree widen_tree(const Geometry &geometry, const Topology &topology);
 
 } // namespace spectral::cuda

@@ -92,8 +92,8 @@ const TileShape *fitting(const std::array<TileShape, N> &shapes, int tokens, con
     }
 }
 
-/// Measured (tests/benchmarks/evidence/sweep_h100.json): clusters of four and more do not fill a GPU,
-/// whose groups of multiprocessors they do not divide; half of it is the safe share.
+/// Measured (tests/benchmarks/evidence/sweep_h100.json): clusters of four and more do not fill a
+/// GPU, whose groups of multiprocessors they do not divide; half of it is the safe share.
 int gate_cluster(const Workload &work, int tile) {
     const int tiles = divide_up(work.tokens, tile);
     const int most = work.rows > 64 ? largest_cluster : 8;
@@ -120,7 +120,8 @@ void check_cluster(int cluster, const Workload &work) {
 } // namespace
 
 int lane_width(int experts) {
-    return std::max(2, static_cast<int>(std::bit_ceil(static_cast<unsigned>(divide_up(experts, 32)))));
+    return std::max(2,
+                    static_cast<int>(std::bit_ceil(static_cast<unsigned>(divide_up(experts, 32)))));
 }
 
 int shared_bytes(const Plan &plan, const Needs &needs, const Workload &work) {
@@ -175,8 +176,7 @@ Grid apply(const Plan &plan, const Needs &needs, Product &product) {
     product.partial_pitch = pitch_of_partials(shape, rows);
     product.pitch = padded_pitch(needs);
     product.received_offset = pad(partial_bytes(shape, rows));
-    product.scratch_offset =
-        product.received_offset + pad(slots_of(plan) * product.pitch * 4);
+    product.scratch_offset = product.received_offset + pad(slots_of(plan) * product.pitch * 4);
     const int tiles = divide_up(product.tokens, shape.tokens);
     return {static_cast<std::uint32_t>(tiles), static_cast<std::uint32_t>(plan.cluster),
             static_cast<std::uint32_t>(product.scratch_offset + needs.scratch_bytes)};

@@ -125,8 +125,7 @@ template <int V> __device__ inline int place_of(int j) {
 }
 
 /// V sums a lane of one finished token; beyond the outputs they are whatever was there.
-template <int V>
-__device__ void gather(const Product &p, const float *row, float (&value)[V]) {
+template <int V> __device__ void gather(const Product &p, const float *row, float (&value)[V]) {
     constexpr int run = V < 4 ? V : 4;
     const int step = p.tokens_of_block * p.pitch;
 #pragma unroll

@@ -1,5 +1,5 @@
-// The fused exact gate: x W^T + bias, choice score, group limit, top-k and weights in one launch, and
-// the same from logits that a library multiplied.
+// The fused exact gate: x W^T + bias, choice score, group limit, top-k and weights in one launch,
+// and the same from logits that a library multiplied.
 #include "select.cuh"
 
 namespace spectral::cuda {

@@ -5,18 +5,18 @@
 
 namespace spectral::cuda {
 
-inline constexpr int warps = 8;       ///< of every block
-inline constexpr int unit = 32;       ///< columns of the hidden state that a warp multiplies at once
-inline constexpr int branching = 32;  ///< children of a tree node, experts of a block
-inline constexpr int max_row = 1024;  ///< experts that one warp can hold in registers
-inline constexpr int max_list = 32;   ///< candidates of a scan or search: one a lane
-inline constexpr int max_rank = 44;   ///< 3 * 4 levels + 32 colours
-inline constexpr int max_roots = 4;   ///< nodes of 32 children that together are the root of a tree
+inline constexpr int warps = 8;      ///< of every block
+inline constexpr int unit = 32;      ///< columns of the hidden state that a warp multiplies at once
+inline constexpr int branching = 32; ///< children of a tree node, experts of a block
+inline constexpr int max_row = 1024; ///< experts that one warp can hold in registers
+inline constexpr int max_list = 32;  ///< candidates of a scan or search: one a lane
+inline constexpr int max_rank = 44;  ///< 3 * 4 levels + 32 colours
+inline constexpr int max_roots = 4;  ///< nodes of 32 children that together are the root of a tree
 inline constexpr int max_groups = 32; ///< of a group-limited rule: one a lane
 
-inline constexpr int max_chunks = 512;       ///< of a scan
-inline constexpr int scan_bytes = 37'504;    ///< of shared memory, checked in kernels/route.cu
-inline constexpr int walk_bytes = 6656 * 8;  ///< the same of a tree walk by eight warps
+inline constexpr int max_chunks = 512;      ///< of a scan
+inline constexpr int scan_bytes = 37'504;   ///< of shared memory, checked in kernels/route.cu
+inline constexpr int walk_bytes = 6656 * 8; ///< the same of a tree walk by eight warps
 
 enum DtypeCode : std::int32_t { dtype_f32 = 0, dtype_f16 = 1, dtype_bf16 = 2 };
 enum ScoreCode : std::int32_t { score_softmax, score_sigmoid, score_sqrtsoftplus, score_logits };
@@ -31,13 +31,14 @@ struct Product {
     std::int64_t stride; ///< elements between two tokens of x
     std::int32_t tokens, hidden;
     std::int32_t outputs, planes;
-    std::int32_t groups;                       ///< of rows, each one warp's
-    std::int32_t row_warps, row_shift;         ///< warps side by side along the rows: 1 << row_shift
-    std::int32_t cluster, cluster_shift;       ///< blocks that split the columns: 1 << cluster_shift
-    std::int32_t tokens_of_block, token_shift; ///< of a tile that each block of the cluster finishes
-    std::int32_t partial_pitch;                ///< floats between two tokens of partial sums: 8 modulo
-                                               ///< 32, so that the stores of fragments meet no bank twice
-    std::int32_t pitch;                        ///< floats between two received rows of sums
+    std::int32_t groups;                 ///< of rows, each one warp's
+    std::int32_t row_warps, row_shift;   ///< warps side by side along the rows: 1 << row_shift
+    std::int32_t cluster, cluster_shift; ///< blocks that split the columns: 1 << cluster_shift
+    std::int32_t tokens_of_block,
+        token_shift;            ///< of a tile that each block of the cluster finishes
+    std::int32_t partial_pitch; ///< floats between two tokens of partial sums: 8 modulo
+                                ///< 32, so that the stores of fragments meet no bank twice
+    std::int32_t pitch;         ///< floats between two received rows of sums
     std::int32_t x_dtype;
     std::int32_t received_offset, scratch_offset; ///< bytes of shared memory
 };
@@ -75,8 +76,8 @@ struct Space {
     std::int32_t biased; ///< the blocks hold a choice bias
 };
 
-/// A 32-wide tree over the blocks. Rows of a node: lower [R], upper [R], power [L], beta, bias; then
-/// one expert of each child, with the rows of a block.
+/// A 32-wide tree over the blocks. Rows of a node: lower [R], upper [R], power [L], beta, bias;
+/// then one expert of each child, with the rows of a block.
 struct Tree {
     const float *values;          ///< [nodes, 3R + L + 4, 32]
     const std::int32_t *children; ///< [nodes, 32]: inner node, ~block, or none
@@ -110,7 +111,7 @@ struct RouteArguments {
     Space space;
     Tree tree;
     Rerank rerank;
-    std::int32_t search;       ///< walk the tree instead of scanning the blocks
+    std::int32_t search;      ///< walk the tree instead of scanning the blocks
     std::int32_t chunk_shift; ///< of a scan: 1 << chunk_shift blocks keep their largest score
 };
 

@@ -1,8 +1,8 @@
 // Partial products of a tile of tokens: matrix instructions or float32 FMA, operands straight from
 // global memory to registers.
 //
-// A lane loads 16 bytes of a row where mma wants 4 and 4 bytes 16 apart: the same permutation of the
-// columns on both sides leaves the sum as it is, and nothing passes through shared memory.
+// A lane loads 16 bytes of a row where mma wants 4 and 4 bytes 16 apart: the same permutation of
+// the columns on both sides leaves the sum as it is, and nothing passes through shared memory.
 #pragma once
 
 #include "tile.cuh"
@@ -60,7 +60,8 @@ template <class S> struct Sources {
         }
 #pragma unroll
         for (int m = 0; m < S::token_tiles; ++m) {
-            const uint4 low = a[S::half ? 0 : 2 * m], high = S::half ? zero : a[(2 * m + 1) % halves];
+            const uint4 low = a[S::half ? 0 : 2 * m],
+                        high = S::half ? zero : a[(2 * m + 1) % halves];
             const unsigned first[4] = {low.x, high.x, low.y, high.y};
             const unsigned second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll

@@ -85,8 +85,8 @@ __device__ __noinline__ void rerank_row(const RouteArguments &a, Row &row, long 
 
 /// V approximate logits a lane, the common mode included, and in the row.
 template <int V>
-__device__ void score_row(const RouteArguments &a, const Points &points, int slot, float (&value)[V],
-                          Row &row) {
+__device__ void score_row(const RouteArguments &a, const Points &points, int slot,
+                          float (&value)[V], Row &row) {
     const int rank = a.space.rank, experts = a.rule.experts;
 #pragma unroll
     for (int j = 0; j < V; ++j) {

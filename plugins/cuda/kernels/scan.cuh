@@ -1,8 +1,8 @@
 // Candidates of eight tokens by a whole block, all experts scored.
 //
-// First only maxima: of every lane, whose K-th best is a threshold that K experts reach, and of every
-// chunk of blocks. Then what the few lanes that reach it scored, in the chunks that reach it, is scored
-// again for the one token, spread over all threads, and what reaches it is ranked.
+// First only maxima: of every lane, whose K-th best is a threshold that K experts reach, and of
+// every chunk of blocks. Then what the few lanes that reach it scored, in the chunks that reach it,
+// is scored again for the one token, spread over all threads, and what reaches it is ranked.
 #pragma once
 
 #include "points.cuh"

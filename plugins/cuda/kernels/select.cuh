@@ -250,7 +250,8 @@ __device__ void finish_short(const Rule &rule, const Output &out, const float (&
 
 /// From choice scores in the row to stored ids and weights.
 template <int V>
-__device__ __noinline__ void finish_row(const Rule &rule, const Output &out, Row &row, long long token) {
+__device__ __noinline__ void finish_row(const Rule &rule, const Output &out, Row &row,
+                                        long long token) {
     if (rule.groups > 1) {
         limit_groups(rule, row);
     }

@@ -1,7 +1,7 @@
 // Tiles: their shapes, their element types, and a block's place in its cluster.
 //
-// Tokens are the M side of mma.m16n8k16 and rows of the weight the N side: what a lane loads of a row
-// is then an operand as it lies in the registers.
+// Tokens are the M side of mma.m16n8k16 and rows of the weight the N side: what a lane loads of a
+// row is then an operand as it lies in the registers.
 #pragma once
 
 #include <cuda_bf16.h>
