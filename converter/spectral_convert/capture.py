@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from spectral_convert.captured import LayerCapture, Moments
+from spectral_convert.captured import SAMPLE, LayerCapture, Moments
 from spectral_convert.forward import Batch, batches, watch_routers
 from spectral_convert.stream import stream_of
 from spectral_convert.stream.spill import spill
 from spectral_convert.text import TextSet
 from spectral_runtime.attaching.discovery import RouterSite
 
-SAMPLE = 131_072
-"""Tokens of the fit split kept for refinement, evenly taken."""
 SHOWN = 8
 """Experts named in one warning."""
 logger = logging.getLogger(__name__)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from spectral_runtime.attaching.discovery import RouterSite
 
+SAMPLE = 131_072
+"""Tokens of the fit split kept for refinement, evenly taken."""
+
 
 @dataclass(slots=True)
 class Moments:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spectral_convert.captured import SAMPLE
 from spectral_convert.families import classify_routers
 from spectral_convert.families.table import rule_text
 from spectral_convert.opening import (
@@ -38,6 +39,10 @@ FIXED = 2**30
 """Python, torch and the transformers library."""
 DISK_RATE = 500e6
 """Bytes a second assumed of the disk; the processor's rate is measured."""
+TRAINED = 800 * 2048
+"""Tokens that the refinement of a layer sees at most."""
+LADDER = 9
+"""Shapes that a budget tries at most."""
 
 
 @dataclass(slots=True)
@@ -172,6 +177,7 @@ def _needs(recipe: Recipe, shape: Shape, stored: int, out: Path) -> dict[str, An
         + shape.hidden
     )
     kept = SHARES["certify"] * recipe.tokens * shape.hidden * 4
+    kept += min(SHARES["fit"] * recipe.tokens, SAMPLE) * shape.hidden * 2 if recipe.trains else 0
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     work = int((kept + layer) * len(shape.routers))
     return {
@@ -200,7 +206,11 @@ def _seconds(recipe: Recipe, shape: Shape, read: int) -> float | None:
         count += 1
     rate = 2 * size**3 * count / (time.perf_counter() - begun)
     evaluated = 2 - SHARES["fit"] - SHARES["certify"]  # the evaluate split runs twice, the others once
-    return round(2 * shape.active * recipe.tokens * evaluated / rate + read / DISK_RATE, 1)
+    forwards = 2 * shape.active * recipe.tokens * evaluated
+    fits = 0 if not recipe.trains else LADDER if recipe.budget else 1
+    width = shape.experts + 3 * (3 * recipe.levels + recipe.colour)
+    trained = fits * len(shape.routers) * 2 * shape.hidden * width * min(TRAINED, 20 * recipe.tokens)
+    return round((forwards + trained) / rate + read / DISK_RATE, 1)
 
 
 def _refusals(recipe: Recipe, config: Any, shape: Shape, needs: Mapping[str, Any]) -> list[str]:
