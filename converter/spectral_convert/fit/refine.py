@@ -79,6 +79,7 @@ class _Problem:
     def __init__(self, site: RouterSite, rule: GateRule, geometry: Geometry, hidden: torch.Tensor) -> None:
         self.rule, self.site, device = rule, site, site.weight.device
         self.hidden = hidden
+        self.choice_bias = None if site.choice_bias is None else site.choice_bias.detach()
         self.mean = torch.tensor(geometry.mean, device=device)
         self.beta = torch.tensor(geometry.beta, device=device)
         self.error = torch.tensor(geometry.spread, device=device).square().mean().clamp(min=1e-12)
@@ -94,7 +95,7 @@ class _Problem:
             exact = gate_logits(
                 self.rule, hidden.to(self.site.weight.dtype), self.site.weight, self.site.bias
             )
-            ids, weights = select_experts(self.rule, exact, self.site.choice_bias)
+            ids, weights = select_experts(self.rule, exact, self.choice_bias)
             shares = weights.float() / weights.float().sum(dim=1, keepdim=True).clamp(min=1e-30)
             centred = hidden.float() - self.mean
             exact = exact.float()
@@ -105,7 +106,7 @@ class _Problem:
     def order(self, trained: Trained, centred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores [T, E], and what candidates are ordered by; gates are centred only where no order sees it."""
         scores = torch.addmm(self.beta, centred @ trained.rows.T, trained.linear.T)
-        return scores, order_scores(self.rule, scores + trained.spread, self.site.choice_bias)
+        return scores, order_scores(self.rule, scores + trained.spread, self.choice_bias)
 
     def denominator_error(
         self, trained: Trained, scores: torch.Tensor, exact: torch.Tensor, outside: torch.Tensor
