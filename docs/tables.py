@@ -255,7 +255,12 @@ def nesting(record: dict[str, Any]) -> Iterator[str]:
 
 def promises(record: dict[str, Any]) -> Iterator[str]:
     """Certificates on unseen documents."""
-    yield measured(record)
+    first = record["rows"][0]
+    yield (
+        f"`{record['model']}`, fitted on {record['calibration_tokens']} calibration tokens less these {first['documents']} "
+        f"documents ({first['tokens']} tokens), {first['splits']} random halves "
+        "(`tests/benchmarks/bench_routing_quality.py --part coverage`).\n"
+    )
     rows = [
         [short(row["path"]), row["kind"], row["alpha"], f"{row['mean_risk']:.4f}", f"{row['largest_risk']:.4f}",
          f"{row['standard_error']:.4f}", f"{100 * row['within']:.0f} %", f"{100 * row['within_two_errors']:.0f} %"]
