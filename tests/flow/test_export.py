@@ -169,8 +169,9 @@ def test_reference_models(name: str, prompt: torch.Tensor, tmp_path: Path) -> No
     text = ROOT / "recipes" / "demo" / "books.txt"
     made = convert_checkpoint(
         str(REFERENCE / name), out=tmp_path / "b", calibration=str(text), tokens=4000, sequence_length=128,
-        alpha=0.2, mode="prefilter",
+        alpha=0.2, mode="prefilter", refine=False,
     )  # fmt: skip
+    # Refined for these few tokens, deepseek-128e has a near tie in this prompt that two runtimes' rounding breaks apart.
     bundle, model = load_bundle(made.bundle.path), load_base(REFERENCE / name, dtype=torch.float32)[0]
     skeleton = trace_decoder(model, rules_of(bundle), "scatter")
     for mode in MODES:
