@@ -47,14 +47,16 @@ def risk_curve(site: RouterSite, rule: GateRule, geometry: Geometry, hidden: tor
     """Missed weight and lost experts for every C from 0 to E; hidden [T, D] in the model's dtype."""
     mass = np.zeros(rule.experts)
     count = np.zeros(rule.experts)
+    lowest, highest = math.inf, -math.inf
     for seen in _chunks(site, rule, geometry, hidden):
+        lowest, highest = min(lowest, float(seen.gaps.min())), max(highest, float(seen.gaps.max()))
         ranks = seen.ranks.cpu().numpy().ravel()
         mass += np.bincount(ranks, seen.shares.cpu().numpy().ravel(), minlength=rule.experts)
         count += np.bincount(ranks, minlength=rule.experts)
     tokens = len(hidden)
     missed = 1.0 - np.concatenate([[0.0], np.cumsum(mass)]) / tokens
     lost = 1.0 - np.concatenate([[0.0], np.cumsum(count)]) / (tokens * rule.top_k)
-    return RiskCurve(np.clip(missed, 0.0, 1.0), np.clip(lost, 0.0, 1.0), tokens)
+    return RiskCurve(np.clip(missed, 0.0, 1.0), np.clip(lost, 0.0, 1.0), tokens, (lowest, highest))
 
 
 def margin_curve(
@@ -64,7 +66,7 @@ def margin_curve(
     small = np.flatnonzero(curve.missed <= CAP_RISK)
     least = anchor_ranks(rule, rule.experts)[1]
     cap = max(int(small[0]) if len(small) else rule.experts, least)
-    lowest, highest = _range_of_gaps(site, rule, geometry, hidden)
+    lowest, highest = curve.gaps
     margins = torch.linspace(lowest, highest, GRID, device=site.weight.device)
     kept, sizes = np.zeros(GRID), np.zeros(GRID)
     for seen in _chunks(site, rule, geometry, hidden):
@@ -84,14 +86,6 @@ def _cumulated(margins: torch.Tensor, gaps: torch.Tensor, weights: torch.Tensor)
     bins = torch.bucketize(gaps.reshape(-1), margins)
     sums = torch.bincount(bins, weights.reshape(-1), minlength=len(margins) + 1)
     return np.asarray(sums.cumsum(0)[: len(margins)].cpu().numpy())
-
-
-def _range_of_gaps(
-    site: RouterSite, rule: GateRule, geometry: Geometry, hidden: torch.Tensor
-) -> tuple[float, float]:
-    chunks = _chunks(site, rule, geometry, hidden)
-    ends = [(float(seen.gaps.min()), float(seen.gaps.max())) for seen in chunks]
-    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
 def _chunks(site: RouterSite, rule: GateRule, geometry: Geometry, hidden: torch.Tensor) -> Iterator[_Seen]:
@@ -116,6 +110,18 @@ def _see(site: RouterSite, rule: GateRule, scorer: Scorer, hidden: torch.Tensor)
     ranks, weights = ranks.gather(1, ids), weights.double()
     shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
     return _Seen(ranks, ranked_gaps.gather(1, ranks), shares, ranked_gaps)
+
+
+def certify(
+    curve: RiskCurve, margins: MarginCurve, split: Split, *, alpha: float, top_k: int, adaptive: bool
+) -> Certificate:
+    """The certificate of a layer: of one number of candidates, or of a margin where that is asked and gains.
+
+    Raises:
+        TextError: when the split has fewer tokens than alpha needs.
+    """
+    fixed = certify_layer(curve, split, alpha=alpha, top_k=top_k)
+    return certify_margin(margins, split, fixed) if adaptive else fixed
 
 
 def certify_layer(curve: RiskCurve, split: Split, *, alpha: float, top_k: int) -> Certificate:

@@ -53,8 +53,8 @@ Measure = Callable[[Sequence[ConvertedLayer]], float]
 
 
 def shapes(levels: int, colour: int) -> tuple[tuple[int, int], ...]:
-    """The rungs of the ladder that the recipe allows: at most its levels, and its colour if it asks for any."""
-    rungs = [(rung, size) for rung, size in LADDER if rung <= levels and (not size or levels >= 4)]
+    """The rungs of the ladder with at most the recipe's levels, and the recipe's own shape."""
+    rungs = [shape for shape in LADDER if shape[0] <= levels]
     return tuple(dict.fromkeys([*rungs, (levels, colour)]))
 
 

@@ -16,7 +16,7 @@ from spectral_convert.assemble import assemble_bundle, fit_evidence
 from spectral_convert.capture import capture_routing, warn_rare
 from spectral_convert.captured import LayerCapture
 from spectral_convert.card import model_card
-from spectral_convert.certify import certify_layer, certify_margin, margin_curve, require_disjoint, risk_curve
+from spectral_convert.certify import certify, margin_curve, require_disjoint, risk_curve
 from spectral_convert.choose import Chosen, Measure, choose_layers, shapes, verdict
 from spectral_convert.converted import ConvertedLayer
 from spectral_convert.engine import Engine, EngineName, open_engine, require_engine
@@ -111,11 +111,7 @@ def convert_checkpoint(
 def _texts(recipe: Recipe, tokenizer: Any) -> dict[str, TextSet]:
     """The three splits; a certificate on the fit's own documents is refused."""
     assert recipe.calibration is not None
-    texts = calibration_splits(
-        tokenizer, recipe.calibration,
-        tokens=recipe.tokens, length=recipe.sequence_length, seed=recipe.seed,
-        field=recipe.text_field, chat_template=recipe.chat_template,
-    )  # fmt: skip
+    texts = calibration_splits(tokenizer, recipe.calibration, **recipe.splitting)
     require_disjoint(texts["fit"].split, texts["certify"].split)
     return texts
 
@@ -152,15 +148,15 @@ def _increase(pieces: Pieces, network: Any, bundle: Bundle, texts: dict[str, Tex
 
 
 def _convert_layer(
-    pieces: Pieces, fits: Engine, certify: TextSet, capture: LayerCapture, rule: GateRule
+    pieces: Pieces, fits: Engine, unseen: TextSet, capture: LayerCapture, rule: GateRule
 ) -> ConvertedLayer:
     recipe, site = pieces.recipe, capture.site
     geometry, explained, bvh, curve, margins = pieces.fit(
         site, rule, lambda: fits.call(_fit, capture, rule, recipe)
     )
-    certificate = certify_layer(curve, certify.split, alpha=recipe.alpha, top_k=rule.top_k)
-    if recipe.adaptive:
-        certificate = certify_margin(margins, certify.split, certificate)
+    certificate = certify(
+        curve, margins, unseen.split, alpha=recipe.alpha, top_k=rule.top_k, adaptive=recipe.adaptive
+    )
     return ConvertedLayer(site, rule, geometry, explained, bvh, curve, margins, certificate)
 
 

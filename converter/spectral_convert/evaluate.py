@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from spectral_runtime.attaching.layer import AttachedLayer
 from spectral_runtime.attaching.load import load_base, load_base_of
 from spectral_runtime.attaching.selection import gate_logits, select_experts
 from spectral_runtime.bundle import Bundle, load_bundle
-from spectral_runtime.bundle.manifest import CARRIED, Mode, Split
+from spectral_runtime.bundle.manifest import CARRIED, Mode, Split, digest_of_routers
 from spectral_runtime.errors import ConfigError
 
 
@@ -216,7 +215,8 @@ def evaluate_bundle(
     routing = Routing(model, tokenizer, loaded, mode, candidates, reference)
     record = {**_text_record(routing, parts), **measure_parts(routing, parts)}
     record |= {"mode": mode, "candidates": candidates, "dtype": dtype, "device": device}
-    routers = _routers_digest(model if reference is None else reference)
+    sites = find_routers(model if reference is None else reference)
+    routers = digest_of_routers(router_sha256(site) for site in sites)
     record["protocol"] = parts.protocol(record) | {"dtype": dtype, "base_routers": routers}
     if evidence is not None:
         write_evidence(evidence, "evaluate", record)
@@ -234,12 +234,6 @@ def _reference(bundle: Bundle, against: str | None, **options: Any) -> Any:
         raise ConfigError("evaluate.against", expected="a model", found="none in the recipe", remedy=remedy)
     revision = None if against else recipe.get("revision")
     return load_base(against or str(recipe["model"]), revision=revision, **options)[0]
-
-
-def _routers_digest(model: Any) -> str:
-    """The `routers_sha256` that a bundle of this model would have."""
-    digests = "".join(router_sha256(site) for site in find_routers(model))
-    return hashlib.sha256(digests.encode("ascii")).hexdigest()
 
 
 def _text_record(routing: Routing, parts: Parts) -> dict[str, Any]:

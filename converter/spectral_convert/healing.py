@@ -12,7 +12,7 @@ from typing import Any
 
 from spectral_convert.assemble import fit_evidence, healed_bundle
 from spectral_convert.card import model_card
-from spectral_convert.certify import certify_layer, certify_margin, margin_curve, risk_curve
+from spectral_convert.certify import certify, margin_curve, risk_curve
 from spectral_convert.converted import ConvertedLayer
 from spectral_convert.evaluate import Evaluation, evaluate_model
 from spectral_convert.heal.checkpoint import Checkpoints, heal_digest
@@ -143,13 +143,9 @@ def _fitting(settings: HealSettings, model: Any) -> HealSettings:
 def _texts(recipe: Recipe, tokenizer: Any, settings: HealSettings) -> tuple[dict[str, TextSet], FitText]:
     """The recipe's three splits, and all the text that neither certifies nor evaluates."""
     assert recipe.calibration is not None
-    options: dict[str, Any] = {
-        "tokens": recipe.tokens, "length": recipe.sequence_length, "seed": recipe.seed,
-        "field": recipe.text_field, "chat_template": recipe.chat_template,
-    }  # fmt: skip
-    texts = calibration_splits(tokenizer, recipe.calibration, **options)
+    texts = calibration_splits(tokenizer, recipe.calibration, **recipe.splitting)
     text = fit_text(
-        training_documents(tokenizer, recipe.calibration, **options),
+        training_documents(tokenizer, recipe.calibration, **recipe.splitting),
         separator=tokenizer.eos_token_id, length=settings.window,
         validation_tokens=settings.held_back, seed=settings.seed, device=settings.device,
     )  # fmt: skip
@@ -157,15 +153,15 @@ def _texts(recipe: Recipe, tokenizer: Any, settings: HealSettings) -> tuple[dict
 
 
 def _certified(
-    sites: Sequence[RouterSite], layer: HealedLayer, recipe: Recipe, certify: TextSet
+    sites: Sequence[RouterSite], layer: HealedLayer, recipe: Recipe, unseen: TextSet
 ) -> ConvertedLayer:
     """Tree, risk curve and certificate of a healed geometry, against the gate of the model it will run in."""
     site = next(site for site in sites if site.path == layer.site.path)
     curve = risk_curve(site, layer.rule, layer.geometry, layer.certify)
     margins = margin_curve(site, layer.rule, layer.geometry, layer.certify, curve)
-    certificate = certify_layer(curve, certify.split, alpha=recipe.alpha, top_k=layer.rule.top_k)
-    if recipe.adaptive:
-        certificate = certify_margin(margins, certify.split, certificate)
+    certificate = certify(
+        curve, margins, unseen.split, alpha=recipe.alpha, top_k=layer.rule.top_k, adaptive=recipe.adaptive
+    )
     tree = build_tree(site, layer.geometry)
     return ConvertedLayer(
         site, layer.rule, layer.geometry, layer.explained, tree, curve, margins, certificate

@@ -97,6 +97,14 @@ class Recipe:
             raise ConfigError("recipe.alpha", expected="a share between 0 and 1", found=str(self.alpha))
 
     @property
+    def splitting(self) -> dict[str, Any]:
+        """What decides which documents, and which of their windows, each split gets."""
+        return {
+            "tokens": self.tokens, "length": self.sequence_length, "seed": self.seed,
+            "field": self.text_field, "chat_template": self.chat_template,
+        }  # fmt: skip
+
+    @property
     def budget(self) -> Budget | None:
         """The budget that is asked for, if any."""
         if self.max_ppl_increase is None and self.min_recall is None:

@@ -17,6 +17,8 @@ class RiskCurve:
     lost: NDArray[np.float64]
     """[E + 1], mean share of the K chosen experts outside the best C candidates: 1 - recall."""
     tokens: int
+    gaps: tuple[float, float] = (0.0, 0.0)
+    """Least and largest distance of a chosen expert below the anchor: the margins that matter lie between."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 T = TypeVar("T")
-LAYOUT = 2
+LAYOUT = 3
 """Moves when what is stored changes: older pieces are then made again."""
 logger = logging.getLogger(__name__)
 

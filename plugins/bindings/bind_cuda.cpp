@@ -1,5 +1,4 @@
 // Binds the CUDA gate and router: device addresses as integers, host arrays for the construction.
-#include <optional>
 #include <string>
 #include <utility>
 
@@ -8,10 +7,8 @@
 
 #include "bindings.h"
 #include "cuda_gate.h"
-#include "cuda_router.h"
-#include "gate_rule.h"
+#include "device_router.h"
 #include "kernel_module.h"
-#include "router_arrays.h"
 
 namespace spectral::bindings {
 namespace {
@@ -60,20 +57,6 @@ void pick_gate(const CudaGate &gate, Address logits, std::int64_t stride, int to
     call.output = output_of(ids, wide, weights, weights_dtype, 0, 0);
     call.stream = reinterpret_cast<cuda::Stream>(stream);
     gate.pick(call);
-}
-
-std::unique_ptr<CudaRouter>
-make_router(int device, const py::dict &rule, const py::array &mean, const py::array &projection,
-            const py::array &centres, const py::array &colour, const py::array &beta,
-            const OptionalArray &common, const OptionalArray &choice_bias,
-            const OptionalArray &first, const OptionalArray &count, const OptionalArray &experts) {
-    const RouterArrays arrays{mean,   projection,  centres, colour, beta,
-                              common, choice_bias, first,   count,  experts};
-    const Geometry geometry = arrays.geometry();
-    const std::optional<Topology> topology = arrays.topology();
-    const cuda::Rule numbers = rule_of(rule);
-    const py::gil_scoped_release release;
-    return std::make_unique<CudaRouter>(device, geometry, topology ? &*topology : nullptr, numbers);
 }
 
 cuda::RouteCall route_call(Address x, std::int64_t stride, int tokens, int x_dtype, Address stream,
@@ -132,16 +115,6 @@ HostAnswer route_host(CudaRouter &router, const py::array &hidden, std::size_t c
     return {std::move(ids), std::move(scores)};
 }
 
-py::array_t<float> scores_host(CudaRouter &router, const py::array &hidden) {
-    const float *data =
-        data_of<float>("hidden", hidden, {any, static_cast<py::ssize_t>(router.hidden())});
-    py::array_t<float> out({hidden.shape(0), static_cast<py::ssize_t>(router.experts())});
-    float *target = out.mutable_data();
-    const py::gil_scoped_release release;
-    router.scores_on_host(data, static_cast<std::size_t>(hidden.shape(0)), target);
-    return out;
-}
-
 void bind_gate(py::module_ &m) {
     py::class_<CudaGate>(m, "CudaGate", "The fused exact gate of one layer.")
         .def(py::init(&make_gate), py::arg("device"), py::arg("rule"), py::arg("weight"),
@@ -163,12 +136,7 @@ void bind_cuda(py::module_ &m) {
     m.def("cuda_absent", &cuda::cuda_absent,
           "Why CUDA cannot be used here, or an empty string; opens the driver.");
     bind_gate(m);
-    py::class_<CudaRouter>(m, "CudaRouter", "The fused geometric router of one layer.")
-        .def(py::init(&make_router), py::arg("device"), py::arg("rule"), py::arg("mean"),
-             py::arg("projection"), py::arg("centres"), py::arg("colour"), py::arg("beta"),
-             py::kw_only(), py::arg("common") = py::none(), py::arg("choice_bias") = py::none(),
-             py::arg("first") = py::none(), py::arg("count") = py::none(),
-             py::arg("experts") = py::none())
+    device_router_class<CudaRouter>(m, "CudaRouter", "The fused geometric router of one layer.")
         .def("candidates", &run_candidates, py::arg("x"), py::arg("stride"), py::arg("tokens"),
              py::arg("x_dtype"), py::arg("count"), py::arg("ids"), py::arg("wide"),
              py::arg("scores"), py::arg("weights"), py::arg("method"), py::arg("gate"),
@@ -181,7 +149,7 @@ void bind_cuda(py::module_ &m) {
              py::arg("stream"), py::arg("splits") = Splits{0, 0})
         .def("route", &route_host, py::arg("hidden"), py::arg("count"), py::kw_only(),
              py::arg("method") = "auto")
-        .def("scores", &scores_host, py::arg("hidden"))
+        .def("scores", &scores_of_host, py::arg("hidden"))
         .def_property_readonly("has_tree", &CudaRouter::has_tree)
         .def_property_readonly("device", &CudaRouter::device);
 }

@@ -1,5 +1,4 @@
 // Binds the OptiX router: device addresses as integers, host arrays for the construction.
-#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -7,30 +6,14 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
-#include "gate_rule.h"
+#include "device_router.h"
 #include "optix_router.h"
-#include "router_arrays.h"
 
 namespace spectral::bindings {
 namespace {
 
 using cuda::Address;
 using optix::OptixRouter;
-
-std::unique_ptr<OptixRouter>
-make_router(int device, const py::dict &rule, const py::array &mean, const py::array &projection,
-            const py::array &centres, const py::array &colour, const py::array &beta,
-            const OptionalArray &common, const OptionalArray &choice_bias,
-            const OptionalArray &first, const OptionalArray &count, const OptionalArray &experts) {
-    const RouterArrays arrays{mean,   projection,  centres, colour, beta,
-                              common, choice_bias, first,   count,  experts};
-    const Geometry geometry = arrays.geometry();
-    const std::optional<Topology> topology = arrays.topology();
-    const cuda::Rule numbers = rule_of(rule);
-    const py::gil_scoped_release release;
-    return std::make_unique<OptixRouter>(device, geometry, topology ? &*topology : nullptr,
-                                         numbers);
-}
 
 bool run_candidates(const OptixRouter &router, Address x, std::int64_t stride, int tokens,
                     int x_dtype, int count, Address ids, bool wide, Address scores, Address weights,
@@ -67,17 +50,6 @@ HostAnswer route_host(OptixRouter &router, const py::array &hidden, std::size_t 
     return {std::move(ids), std::move(scores), std::move(work)};
 }
 
-py::array_t<float> scores_host(OptixRouter &router, const py::array &hidden) {
-    cuda::CudaRouter &cuda = router.cuda_router();
-    const float *data =
-        data_of<float>("hidden", hidden, {any, static_cast<py::ssize_t>(cuda.hidden())});
-    py::array_t<float> out({hidden.shape(0), static_cast<py::ssize_t>(cuda.experts())});
-    float *target = out.mutable_data();
-    const py::gil_scoped_release release;
-    cuda.scores_on_host(data, static_cast<std::size_t>(hidden.shape(0)), target);
-    return out;
-}
-
 py::dict facts_of(const OptixRouter &router) {
     const optix::SearchFacts facts = router.search().facts();
     py::dict out;
@@ -94,18 +66,19 @@ py::dict facts_of(const OptixRouter &router) {
 void bind_optix(py::module_ &m) {
     m.def("optix_absent", &optix::rays_absent,
           "Why OptiX cannot be used here, or an empty string; opens the driver.");
-    py::class_<OptixRouter>(m, "OptixRouter", "The geometric router of one layer on OptiX.")
-        .def(py::init(&make_router), py::arg("device"), py::arg("rule"), py::arg("mean"),
-             py::arg("projection"), py::arg("centres"), py::arg("colour"), py::arg("beta"),
-             py::kw_only(), py::arg("common") = py::none(), py::arg("choice_bias") = py::none(),
-             py::arg("first") = py::none(), py::arg("count") = py::none(),
-             py::arg("experts") = py::none())
+    device_router_class<OptixRouter>(m, "OptixRouter",
+                                     "The geometric router of one layer on OptiX.")
         .def("candidates", &run_candidates, py::arg("x"), py::arg("stride"), py::arg("tokens"),
              py::arg("x_dtype"), py::arg("count"), py::arg("ids"), py::arg("wide"),
              py::arg("scores"), py::arg("weights"), py::arg("work"), py::arg("stream"),
              py::arg("spread") = 0)
         .def("route", &route_host, py::arg("hidden"), py::arg("count"))
-        .def("scores", &scores_host, py::arg("hidden"))
+        .def(
+            "scores",
+            [](OptixRouter &router, const py::array &hidden) {
+                return scores_of_host(router.cuda_router(), hidden);
+            },
+            py::arg("hidden"))
         .def_property_readonly("facts", &facts_of);
 }
 

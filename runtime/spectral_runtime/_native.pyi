@@ -81,7 +81,7 @@ class CpuRouter:
 
 def cuda_absent() -> str: ...
 
-Splits = tuple[int, int, int]  # tile tokens, hidden splits, row splits; 0 means chosen
+Splits = tuple[int, int]  # tile tokens, blocks of a cluster; 0 means chosen
 
 class CudaGate:
     def __init__(
@@ -108,8 +108,21 @@ class CudaGate:
         logits: int,  # [T, E] or 0
         logits_dtype: int,
         stream: int,
-        splits: Splits = (0, 0, 0),
+        splits: Splits = (0, 0),
     ) -> None: ...
+    def pick(  # what the rule makes of finished logits
+        self,
+        logits: int,  # [T, E]
+        stride: int,
+        tokens: int,
+        dtype: int,
+        ids: int,  # [T, K]
+        wide: bool,
+        weights: int,  # [T, K]
+        weights_dtype: int,
+        stream: int,
+    ) -> None: ...
+    def fuses(self, tokens: int) -> bool: ...  # whether one launch does it all at this size
 
 class CudaRouter:
     def __init__(
@@ -144,7 +157,7 @@ class CudaRouter:
         gate_dtype: int,
         bias: int,  # float32 [E] or 0
         stream: int,
-        splits: Splits = (0, 0, 0),
+        splits: Splits = (0, 0),
     ) -> None: ...
     def select(
         self,
@@ -164,7 +177,7 @@ class CudaRouter:
         spread: int,  # float32 [E] or 0
         candidates: int,
         stream: int,
-        splits: Splits = (0, 0, 0),
+        splits: Splits = (0, 0),
     ) -> None: ...
     def route(
         self, hidden: Floats, count: int, *, method: Literal["auto", "scan", "search"] = "auto"

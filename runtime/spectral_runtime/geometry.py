@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,30 @@ def directions(geometry: Geometry) -> Floats:
     """Linear coefficients float32 [E, R] of the points and the colour: `2 centres` level by level, then `colour`."""
     points = geometry.centres.transpose(1, 0, 2).reshape(geometry.experts, -1)
     return np.ascontiguousarray(np.concatenate([2.0 * points, geometry.colour], axis=1), dtype=np.float32)
+
+
+def split_directions(linear: NDArray[Any], levels: int) -> tuple[Floats, Floats]:
+    """Centres float32 [L, E, 3] and colour float32 [E, S] of linear coefficients [E, R]: the way back of `directions`."""
+    points = linear[:, : 3 * levels].reshape(len(linear), levels, 3)
+    centres = np.ascontiguousarray(points.transpose(1, 0, 2) / 2, dtype=np.float32)
+    return centres, np.ascontiguousarray(linear[:, 3 * levels :], dtype=np.float32)
+
+
+def left_out(
+    weight: NDArray[Any], linear: NDArray[Any], projection: NDArray[Any], common: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """Float64 [E, D], gate rows less their approximation; the norms of its rows are `Geometry.residual`.
+
+    Args:
+        weight: [E, D].
+        linear: [E, R], see `directions`.
+        projection: [R, D].
+        common: [D] of a centred gate.
+    """
+    approximate = linear.astype(np.float64) @ projection.astype(np.float64)
+    if common is not None:
+        approximate = approximate + common
+    return np.asarray(weight - approximate)
 
 
 def widened(geometry: Geometry) -> Geometry:

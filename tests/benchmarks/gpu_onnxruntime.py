@@ -19,23 +19,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import ort_calls
+from route_cases import ARRAYS, MODES, RULES, TOKENS
 
-RULES: dict[str, dict[str, Any]] = {
-    "softmax": {},
-    "normalised": {"normalise": True, "normalise_eps": 1e-6},
-    "softmax_of_chosen": {"score": "logits", "weight": "softmax"},
-    "sigmoid_groups": {
-        "score": "sigmoid", "choice_bias": True, "groups": 4, "groups_kept": 2, "normalise": True, "scale": 2.5,
-    },
-    "softplus": {"score": "sqrtsoftplus", "choice_bias": True, "normalise": True},
-    "sparsemixer": {"score": "logits", "weight": "sparsemixer", "threshold": 0.02},
-}  # fmt: skip
 SIZES = ((64, 256, 8, 16), (4096, 64, 8, 64))
 """Experts, hidden, K, C."""
-MODES = ("dense", "prefilter", "geometric")
-TOKENS = (1, 33, 130)
-ARRAYS = ("mean", "projection", "directions", "beta", "spread", "gate_weight", "gate_bias", "choice_bias",
-          "bvh_first", "bvh_count", "bvh_experts")  # fmt: skip
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 LIMITS = {"float32": (0.9995, 2e-4), "float16": (0.98, 4e-3), "bfloat16": (0.98, 3e-2)}
 """Least share of equal ids, largest weight error. Both operators see the same rounded states and gate rows."""

@@ -21,25 +21,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tensorrt_calls as trt_calls
+from route_cases import ARRAYS, MODES, RULES, TOKENS
 
-RULES: dict[str, dict[str, Any]] = {
-    "softmax": {},
-    "normalised": {"normalise": True, "normalise_eps": 1e-6},
-    "softmax_of_chosen": {"score": "logits", "weight": "softmax"},
-    "sigmoid_groups": {
-        "score": "sigmoid", "choice_bias": True, "groups": 4, "groups_kept": 2, "normalise": True, "scale": 2.5,
-    },
-    "softplus": {"score": "sqrtsoftplus", "choice_bias": True, "normalise": True},
-    "sparsemixer": {"score": "logits", "weight": "sparsemixer", "threshold": 0.02},
-}  # fmt: skip
 SIZES = ((64, 256, 8, 16), (4096, 64, 8, 32))
 """Experts, hidden, K, C."""
-MODES = ("dense", "prefilter", "geometric")
-TOKENS = (1, 33, 130)
 TACTICS = {1: "cuda", 2: "optix"}
 """Rays are offered for the prefilter cases that rank experts alone; their replays are the CUDA tactic's."""
-ARRAYS = ("mean", "projection", "directions", "beta", "spread", "gate_weight", "gate_bias", "choice_bias",
-          "bvh_first", "bvh_count", "bvh_experts")  # fmt: skip
 
 
 def prepare(folder: Path, plugin: Path) -> None:

@@ -15,7 +15,7 @@ from spectral_convert.forward import Batch, batches, watch_routers
 from spectral_convert.text import TextSet
 from spectral_runtime.attaching.scorer import Scorer
 from spectral_runtime.gate import GateRule
-from spectral_runtime.geometry import Geometry
+from spectral_runtime.geometry import Geometry, directions, left_out
 
 CONTEXT_LENGTH = 1024
 """Tokens of every held-out window: the context scorer must know where windows begin."""
@@ -127,11 +127,8 @@ def _tensor(values: Any, capture: LayerCapture) -> torch.Tensor:
 
 def _left_out(capture: LayerCapture, geometry: Geometry) -> np.ndarray:
     """[E, D], the gate rows less their approximation."""
-    from spectral_runtime.geometry import directions
-
     weight = capture.site.weight.detach().double().cpu().numpy()
-    known = directions(geometry).astype(np.float64) @ geometry.projection
-    return np.asarray(weight - known - (0 if geometry.common is None else geometry.common))
+    return left_out(weight, directions(geometry), geometry.projection, geometry.common)
 
 
 def _coloured(capture: LayerCapture, base: Geometry, rows: np.ndarray, codes: np.ndarray) -> Geometry:

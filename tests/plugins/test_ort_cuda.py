@@ -10,6 +10,7 @@ import ort_calls
 import pytest
 from pico_bundles import SIGMOID_GROUPS, make_layer
 
+from spectral_convert.export.routes import INPUTS
 from spectral_runtime import onnxruntime as ours
 from spectral_runtime.errors import BackendUnavailable
 
@@ -25,8 +26,6 @@ RULES: dict[str, dict[str, Any]] = {
 MODES = ("dense", "prefilter", "geometric")
 SIZES: dict[str, Any] = {"experts": 48, "hidden": 40, "top_k": 4, "candidates": 12}
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-ARRAYS = ("mean", "projection", "directions", "beta", "spread", "gate_weight", "gate_bias", "choice_bias",
-          "bvh_first", "bvh_count", "bvh_experts")  # fmt: skip
 
 
 def _library() -> Path | None:
@@ -81,7 +80,7 @@ def on_host(array: np.ndarray) -> ort_calls.Tensor:
 
 def run_on_host(played: ort_calls.Played, route: Any, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     kernel = played.kernel(CPU, "float32", "float32", route.attributes())
-    inputs = [on_host(states), *(on_host(route.arrays[name]) for name in ARRAYS)]
+    inputs = [on_host(states), *(on_host(route.arrays[name]) for name in INPUTS[1:])]
 
     def make(index: int, shape: tuple[int, ...]) -> ort_calls.Tensor:
         return on_host(np.full(shape, -1, np.int32 if index == 0 else np.float32))
@@ -96,7 +95,7 @@ class OnDevice:
     def __init__(self, played: ort_calls.Played, torch: Any, route: Any, kind: str = "float32") -> None:
         self.torch, self.kind, self.route = torch, kind, route
         self.kernel = played.kernel(CUDA, kind, kind, route.attributes())
-        arrays = [torch.tensor(route.arrays[name], device="cuda") for name in ARRAYS]
+        arrays = [torch.tensor(route.arrays[name], device="cuda") for name in INPUTS[1:]]
         arrays[5], arrays[6] = arrays[5].to(self.dtype), arrays[6].to(self.dtype)
         self.arrays = [self.tensor(array) for array in arrays]
 

@@ -11,7 +11,7 @@ from spectral_convert.captured import LayerCapture
 from spectral_convert.fit.projection import GateMoments, Projection, explained_shares, project_gate
 from spectral_runtime.errors import ModelError
 from spectral_runtime.gate import GateRule
-from spectral_runtime.geometry import Geometry
+from spectral_runtime.geometry import Geometry, left_out, split_directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,15 @@ def gate_moments(capture: LayerCapture) -> GateMoments:
 
 
 def _geometry(moments: GateMoments, projection: Projection, levels: int) -> Geometry:
-    experts = len(moments.weight)
-    points = projection.linear[:, : 3 * levels].reshape(experts, levels, 3)
-    approximate = projection.linear @ projection.rows
-    if projection.common is not None:
-        approximate = approximate + projection.common
+    centres, colour = split_directions(projection.linear, levels)
+    remainder = left_out(moments.weight, projection.linear, projection.rows, projection.common)
     return Geometry(
         mean=_float(moments.hidden_mean),
         projection=_float(projection.rows),
-        centres=_float(points.transpose(1, 0, 2) / 2),
-        colour=_float(projection.linear[:, 3 * levels :]),
+        centres=centres,
+        colour=colour,
         beta=_float(moments.weight @ moments.hidden_mean + moments.bias),
-        residual=_float(np.linalg.norm(moments.weight - approximate, axis=1)),
+        residual=_float(np.linalg.norm(remainder, axis=1)),
         spread=_float(projection.spread),
         common=None if projection.common is None else _float(projection.common),
     )

@@ -14,7 +14,7 @@ from spectral_runtime.attaching.candidates import anchors, order_scores
 from spectral_runtime.attaching.discovery import RouterSite
 from spectral_runtime.attaching.selection import gate_logits, select_experts
 from spectral_runtime.gate import GateRule, anchor_ranks
-from spectral_runtime.geometry import Geometry, directions
+from spectral_runtime.geometry import Geometry, directions, left_out, split_directions
 
 STEPS, BATCH = 800, 2048
 EPOCHS = 20
@@ -257,16 +257,14 @@ def _width(problem: _Problem, start: Trained, which: torch.Tensor) -> float:
 def _geometry(problem: _Problem, geometry: Geometry, state: Trained) -> Geometry:
     """The trained arrays as a geometry, with the residuals of the new approximation."""
     rows, linear, spread = (array.cpu().numpy() for array in state.arrays())
-    approximate = linear.astype(np.float64) @ rows.astype(np.float64)
-    if geometry.common is not None:
-        approximate = approximate + geometry.common
+    centres, colour = split_directions(linear, geometry.levels)
     weight = problem.site.weight.detach().double().cpu().numpy()
-    points = linear[:, : 3 * geometry.levels].reshape(geometry.experts, geometry.levels, 3)
+    remainder = left_out(weight, linear, rows, geometry.common)
     return replace(
         geometry,
         projection=np.ascontiguousarray(rows),
-        centres=np.ascontiguousarray(points.transpose(1, 0, 2) / 2),
-        colour=np.ascontiguousarray(linear[:, 3 * geometry.levels :]),
-        residual=np.linalg.norm(weight - approximate, axis=1).astype(np.float32),
+        centres=centres,
+        colour=colour,
+        residual=np.linalg.norm(remainder, axis=1).astype(np.float32),
         spread=np.ascontiguousarray(spread),
     )

@@ -13,15 +13,14 @@ from spectral_runtime.attaching.candidates import candidate_mask, order_scores
 from spectral_runtime.attaching.contract import Answer
 from spectral_runtime.attaching.discovery import RouterSite
 from spectral_runtime.attaching.selection import (
-    best,
-    choice_scores,
+    choose_experts,
     expert_scores,
     expert_weights,
     gate_logits,
-    limit_groups,
+    select_experts,
 )
 from spectral_runtime.gate import GateRule
-from spectral_runtime.geometry import Geometry, directions
+from spectral_runtime.geometry import Geometry, directions, left_out, split_directions
 
 # Letters: T tokens, D hidden, E experts, K chosen, C candidates, R = 3L + S.
 
@@ -91,11 +90,7 @@ class TrainedRouter(nn.Module):
             expected = approximate + self.spread.square() / 2
             logits = torch.where(mask, exact, expected.to(exact.dtype))
         scores = expert_scores(rule, logits)
-        choice = choice_scores(scores, bias)
-        if mask is not None:
-            choice = choice.masked_fill(~mask, float("-inf"))
-        ties = mask is not None and rule.groups > 1
-        ids = best(limit_groups(rule, choice, ties=ties), rule.top_k, ties=ties)
+        ids = choose_experts(rule, scores, bias, mask)
         weights = expert_weights(rule, scores, logits, ids)
         self.load, self.pull = load_of(ids, rule.experts), share_of(rule, scores)
         return Answer(logits, weights.to(torch.float32 if rule.returns == "float32" else hidden.dtype), ids)
@@ -126,9 +121,8 @@ def listwise(
         count: int64 [T, 1], candidates of every token.
     """
     with torch.no_grad():
-        scores = expert_scores(rule, exact)
-        ids = best(limit_groups(rule, choice_scores(scores, bias)), rule.top_k)
-        weights = expert_weights(rule, scores, exact, ids).float()
+        ids, weights = select_experts(rule, exact, bias)
+        weights = weights.float()
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-20)
     threshold = order.sort(dim=1, descending=True)[0].gather(1, count.clamp(max=rule.experts - 1))
     scale = order.detach().std(dim=1, keepdim=True).clamp(min=1e-6)
@@ -152,24 +146,19 @@ def share_of(rule: GateRule, scores: torch.Tensor) -> torch.Tensor:
 
 def geometry_of(router: TrainedRouter, before: Geometry) -> Geometry:
     """The trained arrays as a geometry; residual from the gate's rows, spread still that of `before`."""
-    site = router.place[0]
-    linear = router.linear.detach().double()
-    rows = linear @ router.projection.detach().double()
-    common = router.common
-    if common is not None:
-        rows = rows + common.detach().double()
-    residual = (site.weight.detach().double() - rows).norm(dim=1)
-    split = 3 * router.levels
-    centres = linear[:, :split].reshape(len(linear), router.levels, 3).permute(1, 0, 2) / 2
+    weight = router.place[0].weight.detach().double().cpu().numpy()
+    linear, projection = _array(router.linear), _array(router.projection)
+    common = None if router.common is None else _array(router.common)
+    centres, colour = split_directions(linear, router.levels)
     return Geometry(
         mean=_array(router.mean),
-        projection=_array(router.projection),
-        centres=_array(centres),
-        colour=_array(linear[:, split:]),
+        projection=projection,
+        centres=centres,
+        colour=colour,
         beta=_array(router.beta),
-        residual=_array(residual),
+        residual=np.linalg.norm(left_out(weight, linear, projection, common), axis=1).astype(np.float32),
         spread=before.spread,
-        common=None if common is None else _array(common),
+        common=common,
     )
 
 

@@ -21,6 +21,7 @@ from spectral_convert.heal.sample import SampledText
 from spectral_convert.heal.settings import HealSettings
 from spectral_convert.heal.student import Student, share, teacher_sites
 from spectral_convert.heal.windows import FitText
+from spectral_convert.stream.model import decoder_layers
 
 UNREAD = {"cpu": 1, "cuda": 16}
 """Steps whose losses stay on the device before they are read: every reading waits for it."""
@@ -172,7 +173,7 @@ def _rows(settings: HealSettings, length: int) -> int:
 @contextlib.contextmanager
 def compiled_layers(models: Sequence[Any]) -> Iterator[None]:
     """Compiles every decoder layer of the models by itself, one graph for all that are alike; undone at the end."""
-    layers = [layer for model in models for layer in decoder_layers(model)]
+    layers = [layer for model in models for layer in decoder_layers(model)[1]]
     for layer in layers:
         layer.compile(dynamic=False)
     try:
@@ -180,9 +181,3 @@ def compiled_layers(models: Sequence[Any]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
-
-
-def decoder_layers(model: Any) -> list[Any]:
-    """The modules of the longest module list."""
-    lists = [list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return max(lists, key=len, default=[])

@@ -81,13 +81,20 @@ def select_experts(
         ids int64 [T, K] and weights [T, K] in the dtype of the scores.
     """
     scores = expert_scores(rule, logits)
+    ids = choose_experts(rule, scores, choice_bias, mask)
+    return ids, expert_weights(rule, scores, logits, ids)
+
+
+def choose_experts(
+    rule: GateRule, scores: torch.Tensor, choice_bias: torch.Tensor | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Ids int64 [T, K] of the chosen by the family's scores [T, E]; see `select_experts`."""
     choice = choice_scores(scores, choice_bias)
     # Groups with fewer than two candidates, and experts that are none, tie at -inf.
     ties = mask is not None and rule.groups > 1
     if mask is not None:
         choice = choice.masked_fill(~mask, float("-inf"))
-    ids = best(limit_groups(rule, choice, ties=ties), rule.top_k, ties=ties)
-    return ids, expert_weights(rule, scores, logits, ids)
+    return best(limit_groups(rule, choice, ties=ties), rule.top_k, ties=ties)
 
 
 def expert_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,4 +122,9 @@ class Manifest:
 
 def routers_digest(layers: Sequence[LayerEntry]) -> str:
     """SHA-256 over the layers' `router_sha256` as 64 lower-case hex characters each, in layer order."""
-    return hashlib.sha256("".join(layer.router_sha256 for layer in layers).encode("ascii")).hexdigest()
+    return digest_of_routers(layer.router_sha256 for layer in layers)
+
+
+def digest_of_routers(digests: Iterable[str]) -> str:
+    """The same of the routers' own digests, for models that no bundle was made of."""
+    return hashlib.sha256("".join(digests).encode("ascii")).hexdigest()
