@@ -103,7 +103,7 @@ void CudaGate::run(const GateCall &call) const {
     const Plan plan = plan_gate(work(call.tokens), arrays_.dtype, needs_, call.plan);
     const Grid grid = apply(plan, needs_, a.product);
     launch(kernel(plan.shape->kernel, context.handle()),
-           {grid.tiles, grid.cluster, grid.shared_bytes, call.stream}, &a);
+           {grid.tiles, grid.cluster, grid.shared_bytes, call.stream, may_overlap(facts_)}, &a);
 }
 
 void CudaGate::pick(const GateCall &call) const {
@@ -115,7 +115,8 @@ void CudaGate::pick(const GateCall &call) const {
     const int shared = warps * (2 * rule_.experts + max_groups) * 4;
     const int blocks = (call.tokens + warps - 1) / warps;
     launch(kernel("spectral_gate_pick", context.handle()),
-           {static_cast<std::uint32_t>(blocks), 1, static_cast<std::uint32_t>(shared), call.stream},
+           {static_cast<std::uint32_t>(blocks), 1, static_cast<std::uint32_t>(shared), call.stream,
+            may_overlap(facts_)},
            &a);
 }
 

@@ -184,7 +184,7 @@ void CudaRouter::run(const RouteCall &call, bool rows) const {
                                 : scan_bytes;
     const Grid grid = apply(plan, {work.rows, scratch}, a.product);
     launch(kernel_named(plan.shape->kernel, context.handle()),
-           {grid.tiles, grid.cluster, grid.shared_bytes, call.stream}, &a);
+           {grid.tiles, grid.cluster, grid.shared_bytes, call.stream, may_overlap(facts_)}, &a);
 }
 
 void CudaRouter::candidates(const RouteCall &call) const {

@@ -1,6 +1,7 @@
 // Loads the embedded fatbins once per context and launches from them.
 #include "kernel_module.h"
 
+#include <array>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -80,11 +81,29 @@ Function kernel_named(const std::string &name, Context context) {
     return function;
 }
 
+bool may_overlap(const DeviceFacts &facts) {
+    static const int version = [] {
+        int found = 0;
+        check(driver().driver_version(&found), "cuDriverGetVersion");
+        return found;
+    }();
+    return facts.capability >= 90 && version >= 12'040;
+}
+
 void launch(Function function, const Launch &how, void *arguments) {
-    LaunchAttribute attribute{};
-    attribute.id = attribute_cluster_dimension;
-    attribute.cluster[0] = how.cluster;
-    attribute.cluster[1] = attribute.cluster[2] = 1;
+    std::array<LaunchAttribute, 2> attributes{};
+    std::uint32_t count = 0;
+    if (how.cluster > 1) {
+        LaunchAttribute &cluster = attributes[count++];
+        cluster.id = attribute_cluster_dimension;
+        cluster.cluster[0] = how.cluster;
+        cluster.cluster[1] = cluster.cluster[2] = 1;
+    }
+    if (how.overlaps) {
+        LaunchAttribute &overlap = attributes[count++];
+        overlap.id = attribute_programmatic_serialization;
+        overlap.flag = 1;
+    }
     LaunchConfig config{};
     config.grid[0] = how.cluster;
     config.grid[1] = how.tiles;
@@ -93,8 +112,8 @@ void launch(Function function, const Launch &how, void *arguments) {
     config.block[1] = config.block[2] = 1;
     config.shared_bytes = how.shared_bytes;
     config.stream = how.stream;
-    config.attributes = &attribute;
-    config.attribute_count = how.cluster > 1 ? 1 : 0;
+    config.attributes = attributes.data();
+    config.attribute_count = count;
     void *parameters[] = {arguments};
     check(driver().launch(&config, function, parameters, nullptr), "cuLaunchKernelEx");
 }

@@ -13,6 +13,13 @@ __device__ inline unsigned shared_address(const void *p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
+/// Waits for the kernels before this one in the stream: until here a launch may overlap their end.
+__device__ inline void wait_for_stream() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /// Expects what the peers will push, and tells them that this block runs.
 __device__ inline void cluster_announce(const Product &p, const Place &at, unsigned barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -110,6 +117,7 @@ __device__ float *project(const Product &p, const Place &at, char *shared) {
     float *received = reinterpret_cast<float *>(shared + p.received_offset);
     const unsigned barrier = shared_address(&counter);
     cluster_announce(p, at, barrier);
+    wait_for_stream();
     multiply<S, Op>(p, at, partial);
     __syncthreads();
     cluster_meet(p);

@@ -69,51 +69,75 @@ template <class S, class Op, int V> __device__ void gate(const GateArguments &a)
     }
 }
 
+/// V logits a lane of one row; beyond the experts they are the last one.
+template <int V>
+__device__ void load_logits(const Product &p, long long token, int experts, float (&value)[V]) {
+    constexpr int run = V < 4 ? V : 4;
+    const long long begin = token * p.stride;
+    if (p.x_dtype == dtype_bf16 && experts % run == 0 && p.stride % run == 0) {
+        const auto *x = static_cast<const __nv_bfloat16 *>(p.x) + begin;
+#pragma unroll
+        for (int j = 0; j < V; j += run) { // a run lies within the experts or beyond them
+            const auto *from = reinterpret_cast<const __nv_bfloat162 *>(
+                x + min(place_of<V>(j), experts - run));
+#pragma unroll
+            for (int k = 0; k < run; k += 2) {
+                const float2 two = __bfloat1622float2(from[k / 2]);
+                value[j + k] = two.x;
+                value[j + k + 1] = two.y;
+            }
+        }
+        return;
+    }
+#pragma unroll 4
+    for (int j = 0; j < V; ++j) {
+        value[j] = load_hidden(p, begin + min(place_of<V>(j), experts - 1));
+    }
+}
+
 /// From logits [tokens, E] in place of the hidden states: a warp a token.
 template <int V> __device__ void pick(const GateArguments &a) {
     extern __shared__ __align__(128) char shared[];
     __shared__ Key slots[warps][most_met];
-    const int warp = static_cast<int>(threadIdx.x) >> 5, last = a.rule.experts - 1;
+    const int warp = static_cast<int>(threadIdx.x) >> 5;
     const long long token = static_cast<long long>(blockIdx.y) * warps + warp;
+    wait_for_stream();
     if (token >= a.product.tokens) {
         return;
     }
     float *row = reinterpret_cast<float *>(shared) + warp * (2 * a.rule.experts + max_groups);
     float value[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-        value[j] = load_hidden(a.product, token * a.product.stride + min(place_of<V>(j), last));
-    }
+    load_logits(a.product, token, a.rule.experts, value);
     settle(a, token, value, row);
     finish(a, token, value, row, reinterpret_cast<unsigned *>(row + a.rule.experts), slots[warp]);
 }
 
 } // namespace
 
-#define SPECTRAL_GATE(name, op, tokens, V)                                                         \
-    extern "C" __global__ void __launch_bounds__(warps * 32, 1)                                    \
+#define SPECTRAL_GATE(name, blocks, op, tokens, V)                                                 \
+    extern "C" __global__ void __launch_bounds__(warps * 32, blocks)                               \
         name##_##tokens##_##V(const __grid_constant__ GateArguments a) {                           \
         gate<Shape<tokens, 8>, op, V>(a);                                                          \
     }
 
-#define SPECTRAL_PICK(V)                                                                           \
-    extern "C" __global__ void __launch_bounds__(warps * 32, 2)                                    \
+#define SPECTRAL_PICK(V, blocks)                                                                   \
+    extern "C" __global__ void __launch_bounds__(warps * 32, blocks)                               \
         spectral_gate_pick_##V(const __grid_constant__ GateArguments a) {                          \
         pick<V>(a);                                                                                \
     }
 
-#define SPECTRAL_GATES(V)                                                                          \
-    SPECTRAL_GATE(spectral_gate_bf16, Bf16, 8, V)                                                  \
-    SPECTRAL_GATE(spectral_gate_bf16, Bf16, 16, V)                                                 \
-    SPECTRAL_GATE(spectral_gate_bf16, Bf16, 32, V)                                                 \
-    SPECTRAL_GATE(spectral_gate_f16, F16, 16, V)                                                   \
-    SPECTRAL_GATE(spectral_gate_f32, F32, 16, V)                                                   \
-    SPECTRAL_PICK(V)
+#define SPECTRAL_GATES(V, blocks)                                                                  \
+    SPECTRAL_GATE(spectral_gate_bf16, blocks, Bf16, 8, V)                                          \
+    SPECTRAL_GATE(spectral_gate_bf16, blocks, Bf16, 16, V)                                         \
+    SPECTRAL_GATE(spectral_gate_bf16, blocks, Bf16, 32, V)                                         \
+    SPECTRAL_GATE(spectral_gate_f16, blocks, F16, 16, V)                                           \
+    SPECTRAL_GATE(spectral_gate_f32, blocks, F32, 16, V)                                           \
+    SPECTRAL_PICK(V, blocks)
 
-SPECTRAL_GATES(2)
-SPECTRAL_GATES(4)
-SPECTRAL_GATES(8)
-SPECTRAL_GATES(16)
-SPECTRAL_GATES(32)
+SPECTRAL_GATES(2, 2)
+SPECTRAL_GATES(4, 2)
+SPECTRAL_GATES(8, 2)
+SPECTRAL_GATES(16, 1)
+SPECTRAL_GATES(32, 1)
 
 } // namespace spectral::cuda

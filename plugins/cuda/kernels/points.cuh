@@ -47,6 +47,14 @@ struct Query {
         return space.biased != 0 ? chosen + v[32] : chosen;
     }
 
+    /// The same where the rule is plain, without bias, of one level without colour.
+    __device__ float simple_score(const float *v) const {
+        return fmaf(v[128], point[16], fmaf(v[96], point[8], fmaf(v[64], point[0], v[0])));
+    }
+    [[nodiscard]] __device__ bool simple() const {
+        return space.rank == 3 && plain() && space.biased == 0;
+    }
+
     __device__ const float *block(int index) const {
         return space.blocks + static_cast<long long>(index) * (space.rank + 2) * 32 + lane_id();
     }

@@ -28,19 +28,21 @@ template <class S> struct Sources {
 
     static __device__ Sources of(const Product &p, const Place &at, int first_row, int first) {
         const int lane = static_cast<int>(threadIdx.x) & 31, line = lane >> 2;
-        const int column = first * unit + (lane & 3) * 8, last = p.outputs * p.planes - 1;
-        const char *x = static_cast<const char *>(p.x) + column * 2LL;
-        const char *w = static_cast<const char *>(p.weight) + column * 2LL;
+        const long long column = first * unit + (lane & 3) * 8, last = p.outputs * p.planes - 1;
+        const char *x = static_cast<const char *>(p.x) + (at.first_token * p.stride + column) * 2;
+        const char *w = static_cast<const char *>(p.weight) + column * 2;
+        const unsigned token_bytes = static_cast<unsigned>(p.stride) * 2U;
+        const unsigned row_bytes = static_cast<unsigned>(p.hidden) * 2U;
         Sources s;
 #pragma unroll
         for (int h = 0; h < halves; ++h) {
-            const long long token = at.first_token + min(h * 8 + line, at.live - 1);
-            s.x[h] = reinterpret_cast<const uint4 *>(x + token * p.stride * 2);
+            const unsigned token = static_cast<unsigned>(min(h * 8 + line, at.live - 1));
+            s.x[h] = reinterpret_cast<const uint4 *>(x + token * token_bytes);
         }
 #pragma unroll
         for (int n = 0; n < S::row_tiles; ++n) {
-            const long long row = min(first_row + n * 8 + line, last);
-            s.w[n] = reinterpret_cast<const uint4 *>(w + row * p.hidden * 2);
+            const int row = min(first_row + n * 8 + line, static_cast<int>(last));
+            s.w[n] = reinterpret_cast<const uint4 *>(w + static_cast<unsigned>(row) * row_bytes);
         }
         return s;
     }

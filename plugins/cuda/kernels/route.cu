@@ -180,7 +180,11 @@ __device__ void store_list(const RouteArguments &a, List &list, long long token)
 __device__ void search(const RouteArguments &a, Points &points, int token, Walk &walk, List &list) {
     Query q = Query::of(a, points, token);
     Bag bag{walk.met, list.count};
-    if (broken_point(q) || !prepare(q, points, token) || !Search{q, walk, bag}.run()) {
+    bool found = !broken_point(q) && prepare(q, points, token);
+    if (found) {
+        found = q.simple() ? Search<true>{q, walk, bag}.run() : Search<false>{q, walk, bag}.run();
+    }
+    if (!found) {
         list.mine = scan_alone(q, list.count);
     } else if (bag.met <= 32) {
         list.rank(bag.key, bag.met);

@@ -92,7 +92,7 @@ struct Eight {
                 own[t] = -INFINITY;
             }
             const int end = min(blocks, (c + 1) << a.chunk_shift);
-#pragma unroll 4
+#pragma unroll(Three ? 8 : 2)
             for (int block = c << a.chunk_shift; block < end; ++block) {
                 float s[group_tokens];
                 score<Three>(block, s);
@@ -149,17 +149,21 @@ __device__ inline float threshold(const float *most, int count) {
 __device__ inline void note_hits(const RouteArguments &a, const float (&most)[group_tokens],
                                  Scan &scan) {
     const int warp = static_cast<int>(threadIdx.x) >> 5, blocks = a.space.block_count;
+    unsigned reaching = 0U; // few lanes reach anything: one loop for all tokens
 #pragma unroll
     for (int t = 0; t < group_tokens; ++t) {
-        const float bound = scan.least[t];
-        if (most[t] >= bound) {
-            const unsigned least = ordered(bound);
-            for (int c = warp; c << a.chunk_shift < blocks; c += warps) {
-                if (scan.chunk[c][t] >= least) {
-                    const int slot = atomicAdd(&scan.hits, 1);
-                    if (slot < max_hits) {
-                        scan.hit[slot] = static_cast<unsigned>(t | lane_id() << 3 | c << 8);
-                    }
+        reaching |= most[t] >= scan.least[t] ? 1U << t : 0U;
+    }
+#pragma unroll 1
+    for (; reaching != 0U; reaching &= reaching - 1U) {
+        const int t = __ffs(static_cast<int>(reaching)) - 1;
+        const unsigned least = ordered(scan.least[t]);
+#pragma unroll 1
+        for (int c = warp; c << a.chunk_shift < blocks; c += warps) {
+            if (scan.chunk[c][t] >= least) {
+                const int slot = atomicAdd(&scan.hits, 1);
+                if (slot < max_hits) {
+                    scan.hit[slot] = static_cast<unsigned>(t | lane_id() << 3 | c << 8);
                 }
             }
         }

@@ -122,8 +122,8 @@ __device__ inline float bound_of(const Query &q, const float *v) {
     return q.space.biased != 0 ? sum + v[(2 * rank + levels + 1) * 32] : sum;
 }
 
-/// The same of one level without colour: nine rows, no loop.
-__device__ inline float bound_of_three(const Query &q, const float *v) {
+/// The same of a simple query: nine rows, no loop.
+__device__ inline float simple_bound(const Query &q, const float *v) {
     float interval = v[224], power = v[192] + q.squared[0];
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
@@ -133,11 +133,7 @@ __device__ inline float bound_of_three(const Query &q, const float *v) {
         power -= gap * gap;
         interval = fmaf(p >= 0.0F ? high : low, 2.0F * p, interval);
     }
-    float sum = fminf(power, interval) + q.slack;
-    if (!q.plain()) {
-        sum = transform(q.rule.score, sum) * (1.0F + 2.0e-6F);
-    }
-    return q.space.biased != 0 ? sum + v[256] : sum;
+    return fminf(power, interval) + q.slack;
 }
 
 /// Slack of one point's bounds; false when float32 could overflow and only a scan is safe.
@@ -159,8 +155,8 @@ __device__ inline bool prepare(Query &q, Points &points, int token) {
     return reach < 1e37F;
 }
 
-/// The walk of one token.
-struct Search {
+/// The walk of one token; `Simple` as in Query::simple.
+template <bool Simple> struct Search {
     const Query &q;
     Walk &walk;
     Bag &bag;
@@ -170,7 +166,8 @@ struct Search {
 
     /// Opens up to four nodes; absent ones are negative.
     __device__ void visit(const int (&node)[batch]) {
-        const int rank = q.space.rank, rows = 3 * rank + q.space.levels + 4;
+        const int rank = Simple ? 3 : q.space.rank, levels = Simple ? 1 : q.space.levels;
+        const int rows = 3 * rank + levels + 4, known_row = 2 * rank + levels + 2;
         unsigned bound[batch], known = 0U;
         std::int32_t child[batch];
 #pragma unroll
@@ -181,9 +178,15 @@ struct Search {
                 const float *v =
                     q.tree.values + static_cast<long long>(node[i]) * rows * 32 + lane_id();
                 child[i] = q.tree.children[node[i] * 32 + lane_id()];
-                const float most = rank == 3 ? bound_of_three(q, v) : bound_of(q, v);
-                float logit;
-                const float one = q.score(v + (2 * rank + q.space.levels + 2) * 32, logit);
+                float most, one;
+                if constexpr (Simple) {
+                    most = simple_bound(q, v);
+                    one = q.simple_score(v + known_row * 32);
+                } else {
+                    float logit;
+                    most = bound_of(q, v);
+                    one = q.score(v + known_row * 32, logit);
+                }
                 const bool real = child[i] != no_child;
                 bound[i] = !real ? 0U : ordered(most != most ? INFINITY : most);
                 known = real ? max(known, ordered(one)) : known;
@@ -251,8 +254,13 @@ struct Search {
             order[i] = 0U;
             if (block[i] >= 0) {
                 id[i] = q.space.ids[block[i] * 32 + lane_id()];
-                float logit;
-                const float s = q.score(q.block(block[i]), logit);
+                float s;
+                if constexpr (Simple) {
+                    s = q.simple_score(q.block(block[i]));
+                } else {
+                    float logit;
+                    s = q.score(q.block(block[i]), logit);
+                }
                 order[i] = id[i] < 0 ? 0U : ordered(s);
             }
         }
