@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,8 @@ class Trainer:
         self.unread: list[torch.Tensor] = []
         self.progress, self.best = Progress(), self.optimiser.snapshot()
         self.written = time.monotonic()
-        self.compiled = [teacher, student.model] if settings.compiles else []
+        compiled = compiled_layers(teacher, student.model) if settings.compiles else contextlib.nullcontext()
+        self.compiled: contextlib.AbstractContextManager[None] = compiled
         rows = min(_rows(settings, settings.window), len(text.held_back))
         self.held_back = text.held_back[: len(text.held_back) // rows * rows]  # whole batches: one shape
         self.held_rows = rows
@@ -73,7 +74,7 @@ class Trainer:
         Raises:
             HealingDiverged: the loss is not finite or rises; the checkpoint is the last good one.
         """
-        with compiled_layers(self.compiled):
+        with self.compiled:
             return self._run(resume)
 
     def _run(self, resume: bool) -> Healed:
@@ -171,9 +172,10 @@ def _rows(settings: HealSettings, length: int) -> int:
 
 
 @contextlib.contextmanager
-def compiled_layers(models: Sequence[Any]) -> Iterator[None]:
-    """Compiles every decoder layer of the models by itself, one graph for all that are alike; undone at the end."""
-    layers = [layer for model in models for layer in decoder_layers(model)[1]]
+def compiled_layers(teacher: Any, student: Any) -> Iterator[None]:
+    """Compiles every decoder layer of both by itself, one graph for all that are alike; undone at the end."""
+    path, own = decoder_layers(teacher)  # the student's routers are no longer those that are looked for
+    layers = [*own, *student.get_submodule(path)]
     for layer in layers:
         layer.compile(dynamic=False)
     try:
