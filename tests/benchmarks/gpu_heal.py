@@ -33,7 +33,7 @@ def parsed(text: str) -> dict[str, Any]:
     for pair in text.split(","):
         key, _, value = pair.partition("=")
         job[key] = int(value) if key in NUMBERS else value
-    for key in ("lr", "weights_lr", "sampled", "lm_weight", "balance_weight", "warmup"):
+    for key in ("lr", "weights_lr", "router_weight", "sampled", "lm_weight", "balance_weight", "warmup"):
         if key in job:
             job[key] = float(job[key])
     if "compiled" in job:

@@ -236,6 +236,31 @@ def test_the_load_term_is_zero_where_loads_agree_and_pulls_down_what_is_too_busy
     }
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_routers_term_is_the_divergence_of_shares_and_moves_every_layers_geometry(
+    tmp_path: Path, family: str
+) -> None:
+    bundle, teacher = converted(tmp_path, family, "geometric")
+    student = make_student(teacher, bundle, scope="geometry", mode=None)
+    sites = teacher_sites(teacher, student)
+    keeper = LoadKeeper(sites, list(student.routers.values()))
+    with keeper.watching():
+        teacher(ids_of(4, 32))
+        student.model(ids_of(4, 32))
+    term, wanted = keeper.unlike(), []
+    for site, router in zip(sites, keeper.routers, strict=True):
+        ours, theirs = router.shares.detach().double(), site.module.spectral_shares.double()
+        torch.testing.assert_close(theirs.sum(dim=1), torch.ones(128, dtype=torch.float64), rtol=0, atol=1e-6)
+        wanted.append((theirs * (theirs / ours).log()).sum(dim=1).mean())
+    torch.testing.assert_close(term.detach().double(), torch.stack(wanted).mean(), rtol=1e-4, atol=1e-6)
+    assert float(term.detach()) > 1e-4
+    term.backward()
+    assert all(float(router.projection.grad.abs().max()) > 0 for router in keeper.routers)
+    for site, router in zip(sites, keeper.routers, strict=True):
+        site.module.spectral_shares = router.shares.detach()
+    assert abs(float(keeper.unlike().detach())) < 1e-6
+
+
 def test_the_listwise_loss_pulls_the_gates_choice_into_the_candidates() -> None:
     rule = GateRule(experts=6, top_k=2)
     exact = torch.tensor([[5.0, 4.0, 0.0, 0.0, 0.0, 0.0]])

@@ -9,21 +9,28 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from spectral_convert.heal.router import TrainedRouter, load_of
+from spectral_convert.heal.router import TrainedRouter, load_of, shares_of
 from spectral_runtime.attaching.discovery import RouterSite
+from spectral_runtime.attaching.selection import expert_scores, gate_logits
+from spectral_runtime.gate import GateRule
 
 
 class _Watched:
     """Mixed in front of a teacher's router class; keeps the load of the last forward."""
 
     spectral_site: tuple[RouterSite]
+    spectral_rule: GateRule
     spectral_load: torch.Tensor
+    spectral_shares: torch.Tensor
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         site = self.spectral_site[0]
         self.spectral_load = load_of(site.route_of(output)[1], site.weight.shape[0])
+        exact = gate_logits(self.spectral_rule, site.gate_input(hidden_states), site.weight, site.bias)
+        self.spectral_shares = shares_of(self.spectral_rule, expert_scores(self.spectral_rule, exact))
         return output
 
 
@@ -48,14 +55,15 @@ class LoadKeeper:
         """Records the teacher's load of every forward inside."""
         modules: list[Any] = [site.module for site in self.sites]
         kinds: list[Any] = [type(module) for module in modules]
-        for module, site, kind in zip(modules, self.sites, kinds, strict=True):
-            module.spectral_site, module.__class__ = (site,), _watched_kind(kind)
+        for module, site, kind, router in zip(modules, self.sites, kinds, self.routers, strict=True):
+            module.spectral_site, module.spectral_rule = (site,), router.rule
+            module.__class__ = _watched_kind(kind)
         try:
             yield
         finally:
             for module, kind in zip(modules, kinds, strict=True):
                 module.__class__ = kind
-                del module.spectral_site
+                del module.spectral_site, module.spectral_rule
 
     def excess(self) -> torch.Tensor:
         """Mean over layers of E sum_e (load - teacher's load)_e share_e.
@@ -64,15 +72,29 @@ class LoadKeeper:
         """
         loads: list[Any] = [getattr(site.module, "spectral_load", None) for site in self.sites]
         terms = [
-            len(router.load) * ((router.load - load).detach() * router.pull).sum()
+            len(router.load) * ((router.load - load).detach() * router.shares.mean(dim=0)).sum()
             for router, load in zip(self.routers, loads, strict=True)
         ]
+        return torch.stack(terms).mean()
+
+    def unlike(self) -> torch.Tensor:
+        """Mean over layers and tokens of KL(original's shares of the scores || student's), each at its own hidden states."""
+        terms = []
+        for site, router in zip(self.sites, self.routers, strict=True):
+            module: Any = site.module
+            terms.append(divergence(module.spectral_shares, router.shares))
         return torch.stack(terms).mean()
 
     def missed(self) -> torch.Tensor | float:
         """Mean listwise loss of the layers that choose candidates; 0 where there is none."""
         terms = [router.missed for router in self.routers if router.candidates]
         return torch.stack(terms).mean() if terms else 0.0
+
+
+def divergence(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of KL(wanted || found) of shares [T, E]."""
+    wanted, logs = wanted.float(), found.float().clamp(min=1e-20).log()
+    return functional.kl_div(logs, wanted, reduction="batchmean")
 
 
 def balance(load: torch.Tensor) -> dict[str, float]:

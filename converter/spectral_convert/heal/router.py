@@ -42,8 +42,8 @@ class TrainedRouter(nn.Module):
     """[E], as fitted; measured again at the end."""
     load: torch.Tensor
     """[E], share of the tokens' choices that each expert received in the last forward."""
-    pull: torch.Tensor
-    """[E], mean share of the scores, with gradient."""
+    shares: torch.Tensor
+    """[T, E], each expert's share of the scores, with gradient."""
     missed: torch.Tensor
     """Scalar, the listwise loss of the candidates; zero in the mode `geometric`."""
 
@@ -92,7 +92,7 @@ class TrainedRouter(nn.Module):
         scores = expert_scores(rule, logits)
         ids = choose_experts(rule, scores, bias, mask)
         weights = expert_weights(rule, scores, logits, ids)
-        self.load, self.pull = load_of(ids, rule.experts), share_of(rule, scores)
+        self.load, self.shares = load_of(ids, rule.experts), shares_of(rule, scores)
         return Answer(logits, weights.to(torch.float32 if rule.returns == "float32" else hidden.dtype), ids)
 
 
@@ -135,13 +135,13 @@ def load_of(ids: torch.Tensor, experts: int) -> torch.Tensor:
     return counts / ids.numel()
 
 
-def share_of(rule: GateRule, scores: torch.Tensor) -> torch.Tensor:
-    """[E], mean over tokens of each expert's share of the scores [T, E]."""
+def shares_of(rule: GateRule, scores: torch.Tensor) -> torch.Tensor:
+    """[T, E], each expert's share of the scores [T, E]."""
     if rule.score == "logits":
-        scores = functional.softmax(scores.float(), dim=-1)
+        return functional.softmax(scores.float(), dim=-1)
     if rule.score != "softmax":
-        scores = scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-20)
-    return scores.mean(dim=0)
+        return scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+    return scores
 
 
 def geometry_of(router: TrainedRouter, before: Geometry) -> Geometry:

@@ -40,6 +40,9 @@ class HealSettings:
     clip: float = setting(1.0, "largest norm of the gradient")
     lm_weight: float = setting(0.0, "weight of the language-model loss beside the divergence")
     balance_weight: float = setting(0.01, "weight of the term that keeps the original's expert load")
+    router_weight: float = setting(
+        0.1, "weight of the divergence between the two models' scores of experts; fades with the rate"
+    )
     batch_tokens: int | None = setting(None, "tokens a step; default 2048 on CPU, 32768 on CUDA")
     sequence_length: int | None = setting(
         None, "tokens of a training window; default 1024, or the model's limit where that is less"
@@ -70,7 +73,7 @@ class HealSettings:
         self._check_budget()
         for name in ("lr", "weights_lr", "clip", "divergence"):
             _refuse(name, getattr(self, name) > 0, "more than 0", getattr(self, name))
-        for name in ("lm_weight", "balance_weight", "checkpoint_seconds"):
+        for name in ("lm_weight", "balance_weight", "router_weight", "checkpoint_seconds"):
             _refuse(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
         for name in ("sequence_length", "sampled_length"):
             length = getattr(self, name)

@@ -110,9 +110,14 @@ class Trainer:
     def _step(self, fraction: float) -> None:
         ids = self._windows()
         loss, parts = self.loss(ids)
-        whole = loss + self.settings.balance_weight * self.keeper.excess() + self.keeper.missed()
+        settings, keeper = self.settings, self.keeper
+        rate = rate_at(fraction, settings.warmup)
+        whole = loss + settings.balance_weight * keeper.excess() + keeper.missed()
+        if settings.router_weight:
+            # Fades with the rate: it shows the way at first, and at the end only the text counts.
+            whole = whole + settings.router_weight * rate * keeper.unlike()
         whole.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step(rate_at(fraction, self.settings.warmup))
+        self.optimiser.step(rate)
         self.unread.append(parts[0] + self.settings.lm_weight * parts[1])
         self.progress.step += 1
         self.progress.tokens += ids.numel()
