@@ -23,7 +23,16 @@ from typing import Any
 EVIDENCE = Path(__file__).parent / "evidence"
 LENGTH = 1024
 KEPT = ("tokens", "blocks", "ppl_base", "ppl", "delta_pct", "ci95", "recall", "kept_mass", "mean_candidates")
-NUMBERS = ("levels", "colour", "candidates", "seed", "batch_tokens", "sequence_length", "sampled_length")
+NUMBERS = (
+    "warmup",
+    "levels",
+    "colour",
+    "candidates",
+    "seed",
+    "batch_tokens",
+    "sequence_length",
+    "sampled_length",
+)
 CONVERTED = ("levels", "colour", "mode", "candidates")
 
 
@@ -33,7 +42,7 @@ def parsed(text: str) -> dict[str, Any]:
     for pair in text.split(","):
         key, _, value = pair.partition("=")
         job[key] = int(value) if key in NUMBERS else value
-    for key in ("lr", "weights_lr", "router_weight", "sampled", "lm_weight", "balance_weight", "warmup"):
+    for key in ("lr", "weights_lr", "router_weight", "sampled", "lm_weight", "balance_weight"):
         if key in job:
             job[key] = float(job[key])
     if "compiled" in job:

@@ -19,6 +19,7 @@ from spectral_convert.heal.optimise import Optimiser, rate_at
 from spectral_convert.heal.progress import HealingDiverged, Progress
 from spectral_convert.heal.router import listwise
 from spectral_convert.heal.sample import USES, SampledText
+from spectral_convert.heal.settings import HealSettings
 from spectral_convert.heal.student import make_student, teacher_sites
 from spectral_convert.heal.train import compiled_layers
 from spectral_convert.heal.windows import FitText, fit_text
@@ -147,11 +148,20 @@ def test_an_optimiser_step_moves_masters_and_parameters_alike() -> None:
 
 
 def test_the_rate_rises_then_falls() -> None:
-    rates = [rate_at(x / 100, 0.1) for x in range(101)]
-    assert max(rates) == rates[10] == 1.0
-    assert rates[0] == rates[100] == 0.01
-    assert rate_at(1.5, 0.1) == 0.01
-    assert rate_at(0.0, 0.0) == 1.0
+    rates = [rate_at(x / 1000, x, 9) for x in range(1001)]
+    assert rates.index(max(rates)) == 9
+    assert rates[9] == pytest.approx(1.0, abs=1e-3)
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[1000] == pytest.approx(0.01)
+    assert rate_at(1.5, 2000, 9) == pytest.approx(0.01)
+    assert rate_at(0.0, 0, 0) == 1.0
+
+
+def test_a_first_step_that_takes_long_does_not_use_up_the_rise() -> None:
+    settings = HealSettings(minutes=1.0)
+    assert rate_at(0.3, 1, settings.rise) < 0.05
+    assert [HealSettings(steps=steps).rise for steps in (5, 100, 5000)] == [0, 10, 50]
+    assert HealSettings(steps=100, warmup=70).rise == 70
 
 
 def test_training_windows_never_touch_the_held_back_ones() -> None:

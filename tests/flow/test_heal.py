@@ -173,7 +173,7 @@ def test_interrupted_and_resumed_is_the_same_as_uninterrupted(
 
 
 def test_a_diverging_run_stops_and_goes_on_from_the_last_good_state(world: Path, tmp_path: Path) -> None:
-    settings = {**QUICK, "scope": "all", "checks": 20, "checkpoint_seconds": 0.0, "steps": 200, "warmup": 0.9}
+    settings = {**QUICK, "scope": "all", "checks": 20, "checkpoint_seconds": 0.0, "steps": 200, "warmup": 180}
     with pytest.raises(HealingDiverged, match=r"heal: expected a .* loss, found .*--resume and a smaller"):
         heal_bundle(world / "geometric", out=tmp_path / "healed", weights_lr=30.0, **settings)
     assert not (tmp_path / "healed").exists()

@@ -13,12 +13,10 @@ LEAST = 0.01
 """Share of the peak rate at the end."""
 
 
-def rate_at(fraction: float, warmup: float) -> float:
-    """Share of the peak learning rate when this fraction of the budget is spent."""
-    if fraction < warmup:
-        return max(fraction / warmup, LEAST)
-    done = min((fraction - warmup) / (1.0 - warmup), 1.0)
-    return LEAST + (1.0 - LEAST) * 0.5 * (1.0 + math.cos(math.pi * done))
+def rate_at(fraction: float, step: int, rise: int) -> float:
+    """Share of the peak learning rate at this step, when this fraction of the budget is spent; up to `rise` it rises."""
+    falling = LEAST + (1.0 - LEAST) * 0.5 * (1.0 + math.cos(math.pi * min(fraction, 1.0)))
+    return falling * min((step + 1) / (rise + 1), 1.0)
 
 
 class Optimiser:

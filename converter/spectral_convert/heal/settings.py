@@ -15,6 +15,8 @@ DEVICE_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of one step by device."""
 LENGTH, SAMPLED_LENGTH = 1024, 512
 """Tokens of a window and of a sampled text, unless told."""
+RISE = 50
+"""Steps until Adam's second moments (beta 0.98) have seen their span (Ma and Yarats 2019)."""
 HELD_BACK = {"cpu": 8192, "cuda": 65536}
 """Tokens held back by device."""
 SAMPLED = {"geometry": 0.0, "geometry+norms": 0.0, "all": 0.5}
@@ -36,7 +38,9 @@ class HealSettings:
     calibration: str | None = setting(None, "text to heal on; default: the recipe's")
     lr: float = setting(1e-2, "peak learning rate of the geometry, relative to each array's magnitude")
     weights_lr: float = setting(5e-4, "peak learning rate of norms and weights")
-    warmup: float = setting(0.02, "share of the budget over which the rate rises")
+    warmup: int | None = setting(
+        None, "steps over which the rate rises; default 50, or a tenth of --steps where that is less"
+    )
     clip: float = setting(1.0, "largest norm of the gradient")
     lm_weight: float = setting(0.0, "weight of the language-model loss beside the divergence")
     balance_weight: float = setting(0.01, "weight of the term that keeps the original's expert load")
@@ -82,7 +86,7 @@ class HealSettings:
         _refuse("sampled_length", whole, f"a divisor of {self.window}, the window", self.sampled_length)
         for name in ("checks", "held_back"):
             _refuse(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
-        _refuse("warmup", 0 <= self.warmup < 1, "a share from 0 to below 1", self.warmup)
+        _refuse("warmup", self.warmup is None or self.warmup >= 0, "at least 0 steps", self.warmup)
         _refuse("sampled", 0 <= self.sampled_share <= 1, "a share from 0 to 1", self.sampled)
         tokens = self.batch_tokens
         _refuse("batch_tokens", tokens is None or tokens >= 4, "at least 4", tokens)
@@ -99,6 +103,13 @@ class HealSettings:
         _refuse(
             "minutes", minutes is None or (math.isfinite(minutes) and minutes > 0), "more than 0", minutes
         )
+
+    @property
+    def rise(self) -> int:
+        """Steps over which the rate rises: not a share of minutes, which compilation would use up."""
+        if self.warmup is not None:
+            return self.warmup
+        return RISE if self.steps is None else min(RISE, self.steps // 10)
 
     @property
     def window(self) -> int:
@@ -150,7 +161,12 @@ class HealSettings:
 
     def as_json(self) -> dict[str, Any]:
         """For the evidence, defaults resolved."""
-        names = {"batch_tokens": "step_tokens", "sampled": "sampled_share", "sequence_length": "window"}
+        names = {
+            "batch_tokens": "step_tokens",
+            "sampled": "sampled_share",
+            "sequence_length": "window",
+            "warmup": "rise",
+        }
         names |= {
             "validation_tokens": "held_back",
             "sampled_length": "written_length",

@@ -111,7 +111,7 @@ class Trainer:
         ids = self._windows()
         loss, parts = self.loss(ids)
         settings, keeper = self.settings, self.keeper
-        rate = rate_at(fraction, settings.warmup)
+        rate = rate_at(fraction, self.progress.step, settings.rise)
         whole = loss + settings.balance_weight * keeper.excess() + keeper.missed()
         if settings.router_weight:
             # Fades with the rate: it shows the way at first, and at the end only the text counts.
