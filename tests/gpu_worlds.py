@@ -28,8 +28,9 @@ def make_geometry(
     levels: int = 1,
     colours: int = 0,
     scale: float = 1.0,
+    common: bool = False,
 ) -> Geometry:
-    """Random spheres in `levels` spaces of three dimensions, and colours."""
+    """Random spheres in `levels` spaces of three dimensions, and colours; `common`: what a token adds to all."""
     rank = 3 * levels + colours
 
     def normal(*shape: int) -> Floats:
@@ -43,6 +44,7 @@ def make_geometry(
         beta=normal(experts) * np.float32(0.3 * scale),
         residual=np.abs(normal(experts)),
         spread=np.abs(normal(experts)) * np.float32(0.1),
+        common=normal(hidden) / np.float32(np.sqrt(hidden)) if common else None,
     )
 
 

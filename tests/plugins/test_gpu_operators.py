@@ -93,13 +93,16 @@ def test_empty_batches_strided_rows_and_nan():
     assert torch.equal(ids[3], torch.arange(8, device="cuda"))
 
 
+@pytest.mark.parametrize("common", [False, True])
 @pytest.mark.parametrize("mode", ["geometric", "prefilter"])
 @pytest.mark.parametrize("family", ["olmoe", "qwen", "deepseek"])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
-def test_the_fused_geometry_is_the_scorer_and_the_rule(family, mode, kind):
+def test_the_fused_geometry_is_the_scorer_and_the_rule(family, mode, kind, common):
     rule = dataclasses.replace(RULES[family], linear="float32", returns="float32")
     x, weight, bias = world(rule, 200, kind)
-    geometry = make_geometry(np.random.default_rng(3), rule.experts, hidden=512, levels=2, colours=6)
+    geometry = make_geometry(
+        np.random.default_rng(3), rule.experts, hidden=512, levels=2, colours=6, common=common
+    )
     candidates = 24 if mode == "prefilter" else 0
     host = None if bias is None else bias.cpu().numpy()
     value = operators.FusedGeometry(rule, geometry, host, candidates, weight=weight, bias=None)
@@ -118,6 +121,25 @@ def test_the_fused_geometry_is_the_scorer_and_the_rule(family, mode, kind):
     order, truth_order = ids.argsort(dim=1), truth_ids.argsort(dim=1)
     close = (weights.gather(1, order) - truth.gather(1, truth_order)).abs().amax(dim=1)[same]
     assert close.max() < 2e-3
+
+
+@pytest.mark.parametrize("family", ["olmoe", "deepseek"])
+@pytest.mark.parametrize("tokens", [1, 8, 33])
+def test_a_geometry_without_a_common_mode_adds_nothing_that_an_earlier_kernel_left(family, tokens):
+    rule = dataclasses.replace(RULES[family], linear="float32", returns="float32")
+    x, weight, bias = world(rule, tokens, torch.bfloat16)
+    host = None if bias is None else bias.cpu().numpy()
+    kept = []
+    for common in (True, False):
+        geometry = make_geometry(np.random.default_rng(3), rule.experts, hidden=512, levels=2, common=common)
+        value = operators.FusedGeometry(rule, geometry, host, 0, weight=weight, bias=None)
+        kept.append(operators.keep(value))
+    # Leaves NaN where the common mode of a centred geometry lies, on every multiprocessor.
+    operators.fused_geometry(torch.full((100_000, 512), torch.nan, device="cuda").bfloat16(), weight, kept[0])
+    _, ids, weights = operators.fused_geometry(x, weight, kept[1])
+    truth_ids, truth = select_experts(rule, Scorer.of(geometry, "cuda").scores(x), bias, None)
+    assert (ids.sort(dim=1)[0] == truth_ids.sort(dim=1)[0]).all(dim=1).float().mean() > 0.9
+    torch.testing.assert_close(weights.sort(dim=1)[0], truth.sort(dim=1)[0], rtol=0, atol=2e-3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -80,6 +80,9 @@ __device__ inline void read_points(const RouteArguments &a, const Place &at, con
         Points &group = points[token / group_tokens];
         float *target = r < a.space.rank ? group.value[r] : group.common;
         target[token % group_tokens] = sum;
+        if (r == 0 && a.space.common == 0) {
+            group.common[token % group_tokens] = 0.0F; // no row of its own, and it is added
+        }
     }
 }
 
