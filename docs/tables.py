@@ -253,6 +253,24 @@ def nesting(record: dict[str, Any]) -> Iterator[str]:
     yield table(["L", "rows projected", "levels", "variance explained", "recall", "weight missed"], rows)
 
 
+def healings(record: dict[str, Any]) -> Iterator[str]:
+    """Geometric routers before and after a healing."""
+    yield (
+        f"`{record['model']}`, {record['minutes']:g} minutes each, {record['gpus']}; {record['protocol']} "
+        "(`tests/benchmarks/gpu_heal.py`).\n"
+    )
+    rows = []
+    for row in record["rows"]:
+        job, heal, after = row["job"], row["heal"], row["healed"]
+        rows.append(
+            [job["levels"], job["colour"], 3 * job["levels"] + job["colour"], f"{heal['tokens'] / 1e6:.0f} M",
+             f"{heal['held_back_before']['divergence']:.3f}", f"{heal['held_back_after']['divergence']:.3f}",
+             *perplexity(after), share(after, "recall")]
+        )  # fmt: skip
+    head = ["levels", "colour", "R", "tokens", "nats before", "after", "perplexity", "95 %", "recall"]
+    yield table(head, rows)
+
+
 def promises(record: dict[str, Any]) -> Iterator[str]:
     """Certificates on unseen documents."""
     first = record["rows"][0]
@@ -282,6 +300,8 @@ def tables_of(record: dict[str, Any]) -> str:
         kind = routing
     if kind is None and "kernels" in record:
         kind = sweep
+    if kind is None and "minutes" in record and "rows" in record:
+        kind = healings
     if kind is None and "part" in record:
         kind = PARTS[record["part"]]
     if kind is None and "calibration_tokens" in record:

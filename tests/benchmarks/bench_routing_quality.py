@@ -313,10 +313,11 @@ def main() -> None:
 
 def described(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     """Protocol, device and versions."""
+    share = f"{options.every}th " if options.every > 1 else ""
     return {
         "model": Path(options.model).name,
         "calibration_tokens": options.tokens,
-        "protocol": f"held-out text, every {options.every}th full window of {CONTEXT_LENGTH} tokens, float32, paired",
+        "protocol": f"held-out text, every {share}full window of {CONTEXT_LENGTH} tokens, float32, paired",
         "tokens": bench.text.split.tokens,
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "CPU",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
