@@ -164,6 +164,12 @@ def test_a_first_step_that_takes_long_does_not_use_up_the_rise() -> None:
     assert HealSettings(steps=100, warmup=70).rise == 70
 
 
+def test_defaults_by_device_are_in_the_record() -> None:
+    found = [HealSettings(steps=1, device=device).as_json()["weights_lr"] for device in ("cpu", "cuda:1")]
+    assert found == [5e-4, 1e-3]
+    assert HealSettings(steps=1, weights_lr=2e-3).as_json()["weights_lr"] == 2e-3
+
+
 def test_training_windows_never_touch_the_held_back_ones() -> None:
     text = fit_text(
         [list(range(3000)), list(range(3000, 5000))], separator=9999, length=32, validation_tokens=400, seed=4,

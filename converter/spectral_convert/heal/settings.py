@@ -17,10 +17,19 @@ LENGTH, SAMPLED_LENGTH = 1024, 512
 """Tokens of a window and of a sampled text, unless told."""
 RISE = 50
 """Steps until Adam's second moments (beta 0.98) have seen their span (Ma and Yarats 2019)."""
+WEIGHTS_LR = {"cpu": 5e-4, "cuda": 1e-3}
+"""Peak rate of the weights by device."""
 HELD_BACK = {"cpu": 8192, "cuda": 65536}
 """Tokens held back by device."""
 SAMPLED = {"geometry": 0.0, "geometry+norms": 0.0, "all": 0.5}
 """Share of steps on text that the original wrote: a geometry has too few numbers to learn a text by heart."""
+
+RESOLVED = {
+    "batch_tokens": "step_tokens", "sampled": "sampled_share", "sequence_length": "window", "warmup": "rise",
+    "validation_tokens": "held_back", "sampled_length": "written_length", "compiled": "compiles",
+    "dtype": "forward_dtype", "weights_lr": "weights_rate",
+}  # fmt: skip
+"""Settings whose defaults depend on others, and the properties that know them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +45,11 @@ class HealSettings:
         None, "mode healed for, in every layer that has a geometry; default: each layer's own"
     )
     calibration: str | None = setting(None, "text to heal on; default: the recipe's")
-    lr: float = setting(1e-2, "peak learning rate of the geometry, relative to each array's magnitude")
-    weights_lr: float = setting(5e-4, "peak learning rate of norms and weights")
+    lr: float = setting(3e-2, "peak learning rate of the geometry, relative to each array's magnitude")
+    weights_lr: float | None = setting(
+        None,
+        "peak learning rate of norms and weights; default 5e-4 on CPU, 1e-3 on CUDA, whose steps are larger",
+    )
     warmup: int | None = setting(
         None, "steps over which the rate rises; default 50, or a tenth of --steps where that is less"
     )
@@ -45,7 +57,7 @@ class HealSettings:
     lm_weight: float = setting(0.0, "weight of the language-model loss beside the divergence")
     balance_weight: float = setting(0.01, "weight of the term that keeps the original's expert load")
     router_weight: float = setting(
-        0.1, "weight of the divergence between the two models' scores of experts; fades with the rate"
+        3.0, "weight of the divergence between the two models' scores of experts; fades with the rate"
     )
     batch_tokens: int | None = setting(None, "tokens a step; default 2048 on CPU, 32768 on CUDA")
     sequence_length: int | None = setting(
@@ -75,8 +87,10 @@ class HealSettings:
 
     def __post_init__(self) -> None:
         self._check_budget()
-        for name in ("lr", "weights_lr", "clip", "divergence"):
+        for name in ("lr", "clip", "divergence"):
             _refuse(name, getattr(self, name) > 0, "more than 0", getattr(self, name))
+        rate = self.weights_lr
+        _refuse("weights_lr", rate is None or rate > 0, "more than 0", rate)
         for name in ("lm_weight", "balance_weight", "router_weight", "checkpoint_seconds"):
             _refuse(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
         for name in ("sequence_length", "sampled_length"):
@@ -145,6 +159,11 @@ class HealSettings:
         return self.batch_tokens or DEVICE_TOKENS.get(self.device.split(":")[0], DEVICE_TOKENS["cpu"])
 
     @property
+    def weights_rate(self) -> float:
+        """Peak learning rate of norms and weights."""
+        return self.weights_lr or WEIGHTS_LR.get(self.device.split(":")[0], WEIGHTS_LR["cpu"])
+
+    @property
     def sampled_share(self) -> float:
         """Share of steps on sampled text."""
         return SAMPLED[self.scope] if self.sampled is None and self.scope in SAMPLED else self.sampled or 0.0
@@ -161,19 +180,7 @@ class HealSettings:
 
     def as_json(self) -> dict[str, Any]:
         """For the evidence, defaults resolved."""
-        names = {
-            "batch_tokens": "step_tokens",
-            "sampled": "sampled_share",
-            "sequence_length": "window",
-            "warmup": "rise",
-        }
-        names |= {
-            "validation_tokens": "held_back",
-            "sampled_length": "written_length",
-            "compiled": "compiles",
-            "dtype": "forward_dtype",
-        }
-        return dataclasses.asdict(self) | {key: getattr(self, name) for key, name in names.items()}
+        return dataclasses.asdict(self) | {key: getattr(self, name) for key, name in RESOLVED.items()}
 
 
 def _refuse(name: str, good: bool, expected: str, found: Any) -> None:

@@ -51,7 +51,7 @@ class Trainer:
         self.keeper = LoadKeeper(teacher_sites(teacher, student), list(student.routers.values()))
         self.optimiser = Optimiser(
             student.geometry(), student.weights(),
-            lr=settings.lr, weights_lr=settings.weights_lr, clip=settings.clip,
+            lr=settings.lr, weights_lr=settings.weights_rate, clip=settings.clip,
         )  # fmt: skip
         # Its own structure over the same tensors: compiled layers would be compiled anew for every length of the cache.
         self.sampled = SampledText(
