@@ -30,7 +30,9 @@ demo: $(VENV)/built
 	$(OFFLINE) $(BIN)/spectral-convert --recipe recipes/demo/demo.yaml --out $(DEMO) --overwrite
 	$(OFFLINE) $(BIN)/spectral generate $(DEMO) --prompt "The old house stood at the edge of" --max-new-tokens 48
 	$(OFFLINE) $(BIN)/spectral generate $(DEMO) --prompt "She opened the letter and" --max-new-tokens 48
-	$(OFFLINE) $(BIN)/spectral evaluate $(DEMO) --text recipes/demo/books.txt --max-tokens 40000 --sequence-length 512
+	$(OFFLINE) $(BIN)/spectral evaluate $(DEMO) --text recipes/demo/books.txt --max-tokens 40000 --sequence-length 512 \
+		--evidence $(DEMO).json
+	$(OFFLINE) $(BIN)/spectral report $(DEMO) --text recipes/demo/books.txt --evidence $(DEMO).json --out $(DEMO).html
 
 test: $(VENV)/built
 	$(OFFLINE) $(BIN)/python -m pytest

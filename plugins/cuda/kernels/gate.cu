@@ -78,8 +78,8 @@ __device__ void load_logits(const Product &p, long long token, int experts, floa
         const auto *x = static_cast<const __nv_bfloat16 *>(p.x) + begin;
 #pragma unroll
         for (int j = 0; j < V; j += run) { // a run lies within the experts or beyond them
-            const auto *from = reinterpret_cast<const __nv_bfloat162 *>(
-                x + min(place_of<V>(j), experts - run));
+            const auto *from =
+                reinterpret_cast<const __nv_bfloat162 *>(x + min(place_of<V>(j), experts - run));
 #pragma unroll
             for (int k = 0; k < run; k += 2) {
                 const float2 two = __bfloat1622float2(from[k / 2]);
