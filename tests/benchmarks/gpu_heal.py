@@ -42,7 +42,15 @@ def parsed(text: str) -> dict[str, Any]:
     for pair in text.split(","):
         key, _, value = pair.partition("=")
         job[key] = int(value) if key in NUMBERS else value
-    for key in ("lr", "weights_lr", "router_weight", "sampled", "lm_weight", "balance_weight"):
+    for key in (
+        "lr",
+        "weights_lr",
+        "router_weight",
+        "states_weight",
+        "sampled",
+        "lm_weight",
+        "balance_weight",
+    ):
         if key in job:
             job[key] = float(job[key])
     if "compiled" in job:

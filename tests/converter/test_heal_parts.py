@@ -21,7 +21,6 @@ from spectral_convert.heal.router import listwise
 from spectral_convert.heal.sample import USES, SampledText
 from spectral_convert.heal.settings import HealSettings
 from spectral_convert.heal.student import make_student, teacher_sites
-from spectral_convert.heal.train import compiled_layers
 from spectral_convert.heal.windows import FitText, fit_text
 from spectral_convert.text import calibration_splits, read_documents, tokenise, training_documents
 from spectral_runtime import attach
@@ -120,17 +119,6 @@ def test_frozen_tensors_are_shared_and_only_the_scope_is_trained(tmp_path: Path,
     distillation = Distillation(teacher, student.model, lm_weight=0.0)
     distillation(ids_of(2, 16))[0].backward()
     assert all(p.grad is not None for p in student.geometry())
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when it loads its compiler
-@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "jetmoe"])
-def test_layers_of_both_models_are_compiled_and_given_back(tmp_path: Path, family: str) -> None:
-    bundle, teacher = converted(tmp_path, family, "geometric")
-    student = make_student(teacher, bundle, scope="all", mode=None)
-    layers = [*teacher.model.layers, *student.model.model.layers]
-    with compiled_layers(teacher, student.model):
-        assert all(layer._compiled_call_impl is not None for layer in layers)
-    assert all(layer._compiled_call_impl is None for layer in layers)
 
 
 def test_an_optimiser_step_moves_masters_and_parameters_alike() -> None:

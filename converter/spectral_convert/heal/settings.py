@@ -59,6 +59,9 @@ class HealSettings:
     router_weight: float = setting(
         3.0, "weight of the divergence between the two models' scores of experts; fades with the rate"
     )
+    states_weight: float = setting(
+        5.0, "weight of the distance between the two models' hidden states after each layer; fades too"
+    )
     batch_tokens: int | None = setting(None, "tokens a step; default 2048 on CPU, 32768 on CUDA")
     sequence_length: int | None = setting(
         None, "tokens of a training window; default 1024, or the model's limit where that is less"
@@ -91,7 +94,7 @@ class HealSettings:
             _refuse(name, getattr(self, name) > 0, "more than 0", getattr(self, name))
         rate = self.weights_lr
         _refuse("weights_lr", rate is None or rate > 0, "more than 0", rate)
-        for name in ("lm_weight", "balance_weight", "router_weight", "checkpoint_seconds"):
+        for name in ("lm_weight", "balance_weight", "router_weight", "states_weight", "checkpoint_seconds"):
             _refuse(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
         for name in ("sequence_length", "sampled_length"):
             length = getattr(self, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from spectral_convert.heal.balance import LoadKeeper
 from spectral_convert.heal.checkpoint import Checkpoints
+from spectral_convert.heal.follow import Follower, compiled
 from spectral_convert.heal.loss import Distillation
 from spectral_convert.heal.optimise import Optimiser, rate_at
 from spectral_convert.heal.progress import Budget, Progress, diverged
@@ -21,7 +21,6 @@ from spectral_convert.heal.sample import SampledText
 from spectral_convert.heal.settings import HealSettings
 from spectral_convert.heal.student import Student, share, teacher_sites
 from spectral_convert.heal.windows import FitText
-from spectral_convert.stream.model import decoder_layers
 
 UNREAD = {"cpu": 1, "cuda": 16}
 """Steps whose losses stay on the device before they are read: every reading waits for it."""
@@ -49,6 +48,7 @@ class Trainer:
             teacher, student.model, lm_weight=settings.lm_weight, compiled=settings.compiles
         )
         self.keeper = LoadKeeper(teacher_sites(teacher, student), list(student.routers.values()))
+        self.follower = Follower(teacher, student.model)
         self.optimiser = Optimiser(
             student.geometry(), student.weights(),
             lr=settings.lr, weights_lr=settings.weights_rate, clip=settings.clip,
@@ -62,8 +62,6 @@ class Trainer:
         self.unread: list[torch.Tensor] = []
         self.progress, self.best = Progress(), self.optimiser.snapshot()
         self.written = time.monotonic()
-        compiled = compiled_layers(teacher, student.model) if settings.compiles else contextlib.nullcontext()
-        self.compiled: contextlib.AbstractContextManager[None] = compiled
         rows = min(_rows(settings, settings.window), len(text.held_back))
         self.held_back = text.held_back[: len(text.held_back) // rows * rows]  # whole batches: one shape
         self.held_rows = rows
@@ -74,8 +72,12 @@ class Trainer:
         Raises:
             HealingDiverged: the loss is not finite or rises; the checkpoint is the last good one.
         """
-        with self.compiled:
+        # Watched from the first forward on: layers that change their class are compiled again.
+        with self.keeper.watching(), self.follower.watching(), self._compiled():
             return self._run(resume)
+
+    def _compiled(self) -> contextlib.AbstractContextManager[None]:
+        return compiled(self.follower.layers) if self.settings.compiles else contextlib.nullcontext()
 
     def _run(self, resume: bool) -> Healed:
         start = time.monotonic()  # compilation happens at the first use: it counts
@@ -86,8 +88,7 @@ class Trainer:
             self.progress, self.best = self.checkpoints.load(self.optimiser)
         else:
             self._judge(before[0])
-        with self.keeper.watching():
-            self._loop(Budget(self.settings, self.progress, start))
+        self._loop(Budget(self.settings, self.progress, start))
         self.optimiser.adopt(self.best)
         return Healed(self.progress, before, self._measure())
 
@@ -113,9 +114,11 @@ class Trainer:
         settings, keeper = self.settings, self.keeper
         rate = rate_at(fraction, self.progress.step, settings.rise)
         whole = loss + settings.balance_weight * keeper.excess() + keeper.missed()
+        # These two fade with the rate: they show the way at first, and at the end only the text counts.
         if settings.router_weight:
-            # Fades with the rate: it shows the way at first, and at the end only the text counts.
             whole = whole + settings.router_weight * rate * keeper.unlike()
+        if settings.states_weight:
+            whole = whole + settings.states_weight * rate * self.follower.apart()
         whole.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step(rate)
         self.unread.append(parts[0] + self.settings.lm_weight * parts[1])
@@ -174,17 +177,3 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
 
 def _rows(settings: HealSettings, length: int) -> int:
     return max(1, settings.step_tokens // length)
-
-
-@contextlib.contextmanager
-def compiled_layers(teacher: Any, student: Any) -> Iterator[None]:
-    """Compiles every decoder layer of both by itself, one graph for all that are alike; undone at the end."""
-    path, own = decoder_layers(teacher)  # the student's routers are no longer those that are looked for
-    layers = [*own, *student.get_submodule(path)]
-    for layer in layers:
-        layer.compile(dynamic=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._compiled_call_impl = None

@@ -1,0 +1,81 @@
+"""Keeps the student's hidden states near the original's after every decoder layer (hints of Romero et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from spectral_convert.stream.model import decoder_layers
+
+
+class _Kept:
+    """Mixed in front of a decoder layer's class; keeps the hidden states of the last forward."""
+
+    spectral_states: torch.Tensor
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        self.spectral_states = output[0] if isinstance(output, tuple) else output
+        return output
+
+
+@cache
+def _kept_kind(kind: Any) -> type[nn.Module]:
+    """One class for all layers of a kind: torch.compile then makes one graph for all of them."""
+    return type(f"Kept{kind.__name__}", (_Kept, kind), {})
+
+
+class Follower:
+    """Pairs the decoder layers of two models of one architecture.
+
+    Args:
+        teacher: the untouched model.
+        student: the one in training; its routers may be of other classes.
+    """
+
+    def __init__(self, teacher: Any, student: Any) -> None:
+        path, own = decoder_layers(teacher)  # the student's routers are no longer those that are looked for
+        self.pairs: list[tuple[Any, Any]] = list(zip(own, student.get_submodule(path), strict=True))
+
+    @property
+    def layers(self) -> list[Any]:
+        """The decoder layers of both models."""
+        return [layer for pair in self.pairs for layer in pair]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keeps the states of every forward inside."""
+        kinds: list[Any] = [type(layer) for layer in self.layers]
+        for layer, kind in zip(self.layers, kinds, strict=True):
+            layer.__class__ = _kept_kind(kind)
+        try:
+            yield
+        finally:
+            for layer, kind in zip(self.layers, kinds, strict=True):
+                layer.__class__ = kind
+                layer.__dict__.pop("spectral_states", None)
+
+    def apart(self) -> torch.Tensor:
+        """Mean over layers of |student - original|^2 / |original|^2 of the hidden states [T, D] of the last forwards."""
+        terms = []
+        for own, twin in self.pairs:
+            wanted, found = own.spectral_states.float(), twin.spectral_states.float()
+            terms.append((found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-20))
+        return torch.stack(terms).mean()
+
+
+@contextmanager
+def compiled(layers: list[Any]) -> Iterator[None]:
+    """Compiles every layer by itself, one graph for all that are alike; undone at the end."""
+    for layer in layers:
+        layer.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
