@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from spectral_convert.captured import SAMPLE
 from spectral_convert.recipe import Recipe
 from spectral_convert.stream import open_streamed, stream_of
 from spectral_convert.stream.quantised import method_of, refusal_of, widened_view
@@ -161,7 +162,8 @@ def budget_activations(model: Any, texts: Mapping[str, TextSet], memory: float |
     parameter = next(model.parameters())
     width = int(model.get_input_embeddings().weight.shape[-1]) * parameter.element_size()
     running = sum(texts[name].split.tokens for name in ("fit", "certify")) * width
-    kept = (texts["certify"].split.tokens + texts["fit"].split.tokens) * width * len(stream.layers)
+    sampled = min(texts["fit"].split.tokens, SAMPLE)
+    kept = (texts["certify"].split.tokens + sampled) * width * len(stream.layers)
     stream.spilling, stream.folder = running + kept > budget, folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from pico_models import FAMILIES, pico_documents, write_checkpoint
 
 from spectral_convert.capture import capture_routing
+from spectral_convert.captured import SAMPLE
 from spectral_convert.forward import run_batches
+from spectral_convert.opening import budget_activations
 from spectral_convert.stream import open_streamed, stream_of
 from spectral_convert.stream.relay import Runner, relay, stop_before
 from spectral_convert.stream.shards import read_headers, shard_files
@@ -65,6 +68,22 @@ def test_capture_equals_a_full_load(tmp_path: Path) -> None:
         assert torch.equal(one.certify, other.certify)
         for name in ("hidden", "logits", "products", "chosen"):
             np.testing.assert_array_equal(getattr(one.moments, name), getattr(other.moments, name))
+
+
+def test_activations_spill_above_the_budget_and_the_sample_is_counted_as_capped(tmp_path: Path) -> None:
+    model = streamed(write_checkpoint(tmp_path, "olmoe"))
+    stream = stream_of(model)
+    assert stream is not None
+    width, layers = 4 * model.config.hidden_size, len(stream.layers)
+    texts: Any = {"fit": sized(10_000_000), "certify": sized(1000)}
+    needed = (10_001_000 + layers * (SAMPLE + 1000)) * width
+    for spare, spills in ((1, False), (-1, True)):
+        budget_activations(model, texts, (needed + spare) / 2**30, tmp_path)
+        assert stream.spilling is spills
+
+
+def sized(tokens: int) -> Any:
+    return SimpleNamespace(split=SimpleNamespace(tokens=tokens))
 
 
 def test_only_one_layer_is_in_memory(tmp_path: Path) -> None:
