@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
+from spectral_convert.heal.mixed import mixed
 from spectral_convert.heal.router import TrainedRouter, load_of, shares_of
 from spectral_runtime.attaching.discovery import RouterSite
 from spectral_runtime.attaching.selection import expert_scores, gate_logits
@@ -18,10 +17,10 @@ from spectral_runtime.gate import GateRule
 
 
 class _Watched:
-    """Mixed in front of a teacher's router class; keeps the load of the last forward."""
+    """Mixed in front of a teacher's router class; keeps load and shares of the last forward."""
 
     spectral_site: tuple[RouterSite]
-    spectral_rule: GateRule
+    spectral_rule: GateRule | None
     spectral_load: torch.Tensor
     spectral_shares: torch.Tensor
 
@@ -29,14 +28,11 @@ class _Watched:
         output = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
         site = self.spectral_site[0]
         self.spectral_load = load_of(site.route_of(output)[1], site.weight.shape[0])
-        exact = gate_logits(self.spectral_rule, site.gate_input(hidden_states), site.weight, site.bias)
-        self.spectral_shares = shares_of(self.spectral_rule, expert_scores(self.spectral_rule, exact))
+        rule = self.spectral_rule
+        if rule is not None:
+            exact = gate_logits(rule, site.gate_input(hidden_states), site.weight, site.bias)
+            self.spectral_shares = shares_of(rule, expert_scores(rule, exact))
         return output
-
-
-@cache
-def _watched_kind(kind: Any) -> type[nn.Module]:
-    return type(f"Watched{kind.__name__}", (_Watched, kind), {})
 
 
 class LoadKeeper:
@@ -45,24 +41,25 @@ class LoadKeeper:
     Args:
         sites: the teacher's routers.
         routers: the student's, in the same order.
+        shares: keep what `unlike` needs, too.
     """
 
-    def __init__(self, sites: Sequence[RouterSite], routers: Sequence[TrainedRouter]) -> None:
-        self.sites, self.routers = sites, routers
+    def __init__(
+        self, sites: Sequence[RouterSite], routers: Sequence[TrainedRouter], *, shares: bool = True
+    ) -> None:
+        self.sites, self.routers, self.shares = sites, routers, shares
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Records the teacher's load of every forward inside."""
         modules: list[Any] = [site.module for site in self.sites]
-        kinds: list[Any] = [type(module) for module in modules]
-        for module, site, kind, router in zip(modules, self.sites, kinds, self.routers, strict=True):
-            module.spectral_site, module.spectral_rule = (site,), router.rule
-            module.__class__ = _watched_kind(kind)
+        for module, site, router in zip(modules, self.sites, self.routers, strict=True):
+            module.spectral_site, module.spectral_rule = (site,), router.rule if self.shares else None
         try:
-            yield
+            with mixed(modules, _Watched):
+                yield
         finally:
-            for module, kind in zip(modules, kinds, strict=True):
-                module.__class__ = kind
+            for module in modules:
                 del module.spectral_site, module.spectral_rule
 
     def excess(self) -> torch.Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 
+from spectral_convert.heal.mixed import mixed
 from spectral_convert.stream.model import decoder_layers
 
 
@@ -22,12 +21,6 @@ class _Kept:
         output = super().forward(*args, **kwargs)  # type: ignore[misc]
         self.spectral_states = output[0] if isinstance(output, tuple) else output
         return output
-
-
-@cache
-def _kept_kind(kind: Any) -> type[nn.Module]:
-    """One class for all layers of a kind: torch.compile then makes one graph for all of them."""
-    return type(f"Kept{kind.__name__}", (_Kept, kind), {})
 
 
 class Follower:
@@ -50,14 +43,11 @@ class Follower:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Keeps the states of every forward inside."""
-        kinds: list[Any] = [type(layer) for layer in self.layers]
-        for layer, kind in zip(self.layers, kinds, strict=True):
-            layer.__class__ = _kept_kind(kind)
         try:
-            yield
+            with mixed(self.layers, _Kept):
+                yield
         finally:
-            for layer, kind in zip(self.layers, kinds, strict=True):
-                layer.__class__ = kind
+            for layer in self.layers:
                 layer.__dict__.pop("spectral_states", None)
 
     def apart(self) -> torch.Tensor:

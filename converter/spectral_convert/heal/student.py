@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from spectral_convert.heal.mixed import mixed_kind
 from spectral_convert.heal.router import TrainedRouter
 from spectral_convert.heal.settings import Scope
 from spectral_runtime.attaching.attachment import plan_layers
@@ -29,12 +29,6 @@ class _Trained:
         trained = self.spectral_trained
         site = trained.place[0]
         return site.contract.form(self, trained(site.gate_input(hidden_states)))  # type: ignore[arg-type]
-
-
-@cache
-def _trained_kind(kind: Any) -> type[nn.Module]:
-    """One class for all routers of a kind: torch.compile then makes one graph for all layers."""
-    return type(f"Trained{kind.__name__}", (_Trained, kind), {})
 
 
 @dataclass(slots=True)
@@ -131,7 +125,7 @@ def _put(student: Student, layer: AttachedLayer, geometry: Any) -> None:
     trained = TrainedRouter(site, layer.rule, geometry, count, layer.margin if count else None)
     student._undo.append((module, type(module)))
     kind: Any = type(module)
-    module.__class__ = _trained_kind(kind)
+    module.__class__ = mixed_kind(_Trained, kind)
     module.spectral_trained = trained
     student.routers[site.path] = trained
 

@@ -47,7 +47,9 @@ class Trainer:
         self.loss = Distillation(
             teacher, student.model, lm_weight=settings.lm_weight, compiled=settings.compiles
         )
-        self.keeper = LoadKeeper(teacher_sites(teacher, student), list(student.routers.values()))
+        self.keeper = LoadKeeper(
+            teacher_sites(teacher, student), list(student.routers.values()), shares=settings.router_weight > 0
+        )
         self.follower = Follower(teacher, student.model)
         self.optimiser = Optimiser(
             student.geometry(), student.weights(),
@@ -73,11 +75,13 @@ class Trainer:
             HealingDiverged: the loss is not finite or rises; the checkpoint is the last good one.
         """
         # Watched from the first forward on: layers that change their class are compiled again.
-        with self.keeper.watching(), self.follower.watching(), self._compiled():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.keeper.watching())
+            if self.settings.states_weight:
+                stack.enter_context(self.follower.watching())
+            if self.settings.compiles:
+                stack.enter_context(compiled(self.follower.layers))
             return self._run(resume)
-
-    def _compiled(self) -> contextlib.AbstractContextManager[None]:
-        return compiled(self.follower.layers) if self.settings.compiles else contextlib.nullcontext()
 
     def _run(self, resume: bool) -> Healed:
         start = time.monotonic()  # compilation happens at the first use: it counts
