@@ -56,6 +56,17 @@ def test_the_term_is_the_relative_distance_after_every_layer(tmp_path: Path, fam
     assert not any(hasattr(layer, "spectral_states") for layer in follower.layers)
 
 
+def test_shares_that_no_term_uses_are_not_kept(tmp_path: Path) -> None:
+    teacher, student = pair(tmp_path, "olmoe")
+    for shares in (False, True):
+        keeper = LoadKeeper(teacher_sites(teacher, student), list(student.routers.values()), shares=shares)
+        with keeper.watching(), torch.no_grad():
+            teacher(IDS)
+        assert [hasattr(site.module, "spectral_shares") for site in keeper.sites] == [shares] * len(
+            keeper.sites
+        )
+
+
 def test_it_is_zero_for_the_same_model(tmp_path: Path) -> None:
     teacher, _ = pair(tmp_path, "olmoe")
     follower = Follower(teacher, teacher)
