@@ -70,6 +70,23 @@ def test_the_fused_gate_is_the_gate(family, tokens, kind):
     agree(rule, x, weight, bias, operators.fused_gate(x, weight, number))
 
 
+@pytest.mark.parametrize("tokens", [3, 300])
+@pytest.mark.parametrize("experts", [64, 128, 256, 512, 1000])
+@pytest.mark.parametrize("first", [0, 20, 60])
+def test_the_best_may_all_be_neighbours(experts, tokens, first):
+    """A lane holds neighbours, and those 128 further: here it holds all that are chosen, or equals beyond them."""
+    rule = GateRule(experts=experts, top_k=8)
+    places = [first + start + i for start in range(0, experts, 128) for i in range(4)]
+    places = [place for place in places if place < experts]
+    x = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(3)).to("cuda", torch.bfloat16)
+    x[:, places] = torch.arange(len(places), 0, -1, device="cuda").bfloat16() + 2
+    x[1, places] = 5.0
+    number = operators.keep(operators.FusedGate(rule, None, None))
+    logits, ids, _ = operators.fused_gate(x, torch.eye(experts, device="cuda").bfloat16(), number)
+    assert torch.equal(logits, x)
+    assert torch.equal(ids, x.sort(dim=1, descending=True, stable=True)[1][:, :8])
+
+
 def test_the_same_input_gives_the_same_bits():
     rule = RULES["qwen"]
     x, weight, bias = world(rule, 777, torch.bfloat16)

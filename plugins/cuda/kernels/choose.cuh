@@ -48,18 +48,29 @@ template <int V> __device__ int choose(unsigned (&order)[V], int count, Key *slo
         own = own == least ? 0U : own; // equals go together: the threshold is only lower for it
     }
     least = max(least, 1U);
-    int met = 0;
+    int found = 0;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-        const unsigned in = __ballot_sync(all_lanes, order[j] >= least);
-        const int slot = met + __popc(in & ((1U << lane) - 1U));
-        if (order[j] >= least && slot < most_met) {
-            slots[slot] = key_of(order[j], place_of<V>(j));
-        }
-        met += __popc(in);
+        found += order[j] >= least ? 1 : 0;
     }
-    if (met > most_met) {
+    // The sum over the lanes before, bit by bit: three votes instead of one for every j.
+    const unsigned before = (1U << lane) - 1U;
+    int slot = 0, met = 0;
+#pragma unroll
+    for (int bit = 1; bit <= (V < 4 ? V : 4); bit <<= 1) {
+        const unsigned in = __ballot_sync(all_lanes, (found & bit) != 0);
+        slot += bit * __popc(in & before);
+        met += bit * __popc(in);
+    }
+    if (met > most_met || (V >= 8 && __any_sync(all_lanes, found >= 8))) {
         return choose_slowly(order, count);
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+        if (order[j] >= least) {
+            slots[slot] = key_of(order[j], place_of<V>(j));
+            ++slot;
+        }
     }
     __syncwarp();
     const Key mine = lane < met ? slots[lane] : 0;

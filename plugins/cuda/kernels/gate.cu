@@ -69,29 +69,50 @@ template <class S, class Op, int V> __device__ void gate(const GateArguments &a)
     }
 }
 
-/// V logits a lane of one row; beyond the experts they are the last one.
-template <int V>
-__device__ void load_logits(const Product &p, long long token, int experts, float (&value)[V]) {
+__device__ inline float widened(float x) {
+    return x;
+}
+__device__ inline float widened(__half x) {
+    return __half2float(x);
+}
+__device__ inline float widened(__nv_bfloat16 x) {
+    return __bfloat162float(x);
+}
+
+/// V logits a lane of one row; beyond the experts they are the last one. Every loop is unrolled
+/// whole: an index that is not known would put all V into local memory.
+template <int V, class T> __device__ void load_row(const T *row, int experts, float (&value)[V]) {
     constexpr int run = V < 4 ? V : 4;
-    const long long begin = token * p.stride;
-    if (p.x_dtype == dtype_bf16 && experts % run == 0 && p.stride % run == 0) {
-        const auto *x = static_cast<const __nv_bfloat16 *>(p.x) + begin;
+    struct alignas(run * sizeof(T)) Run {
+        T of[run];
+    };
+    if (experts % run == 0 && reinterpret_cast<std::uintptr_t>(row) % sizeof(Run) == 0) {
 #pragma unroll
         for (int j = 0; j < V; j += run) { // a run lies within the experts or beyond them
-            const auto *from =
-                reinterpret_cast<const __nv_bfloat162 *>(x + min(place_of<V>(j), experts - run));
+            const int at = min(place_of<V>(j), experts - run);
+            const Run found = *reinterpret_cast<const Run *>(row + at);
 #pragma unroll
-            for (int k = 0; k < run; k += 2) {
-                const float2 two = __bfloat1622float2(from[k / 2]);
-                value[j + k] = two.x;
-                value[j + k + 1] = two.y;
+            for (int k = 0; k < run; ++k) {
+                value[j + k] = widened(found.of[k]);
             }
         }
         return;
     }
-#pragma unroll 4
+#pragma unroll
     for (int j = 0; j < V; ++j) {
-        value[j] = load_hidden(p, begin + min(place_of<V>(j), experts - 1));
+        value[j] = widened(row[min(place_of<V>(j), experts - 1)]);
+    }
+}
+
+template <int V>
+__device__ void load_logits(const Product &p, long long token, int experts, float (&value)[V]) {
+    const long long begin = token * p.stride;
+    if (p.x_dtype == dtype_bf16) {
+        load_row(static_cast<const __nv_bfloat16 *>(p.x) + begin, experts, value);
+    } else if (p.x_dtype == dtype_f16) {
+        load_row(static_cast<const __half *>(p.x) + begin, experts, value);
+    } else {
+        load_row(static_cast<const float *>(p.x) + begin, experts, value);
     }
 }
 
