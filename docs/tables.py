@@ -255,20 +255,22 @@ def nesting(record: dict[str, Any]) -> Iterator[str]:
 
 def healings(record: dict[str, Any]) -> Iterator[str]:
     """Geometric routers before and after a healing."""
-    yield (
-        f"`{record['model']}`, {record['minutes']:g} minutes each, {record['gpus']}; {record['protocol']} "
-        "(`tests/benchmarks/gpu_heal.py`).\n"
-    )
+    yield f"`{record['model']}`: {record['protocol']} (`tests/benchmarks/gpu_heal.py`).\n"
     rows = []
     for row in record["rows"]:
         job, heal, after = row["job"], row["heal"], row["healed"]
         rows.append(
-            [job["levels"], job["colour"], 3 * job["levels"] + job["colour"], f"{heal['tokens'] / 1e6:.0f} M",
-             f"{heal['held_back_before']['divergence']:.3f}", f"{heal['held_back_after']['divergence']:.3f}",
-             *perplexity(after), share(after, "recall")]
+            [job["levels"], job["colour"], 3 * job["levels"] + job["colour"], f"{heal['settings']['minutes']:g}",
+             heal["device"].removeprefix("NVIDIA "), f"{heal['tokens'] / 1e6:.0f} M", *divergences(heal),
+             *perplexity(after), share(after, "recall"), row["run"]]
         )  # fmt: skip
-    head = ["levels", "colour", "R", "tokens", "nats before", "after", "perplexity", "95 %", "recall"]
-    yield table(head, rows)
+    head = ["levels", "colour", "R", "minutes", "GPU", "tokens", "nats before", "after", "perplexity", "95 %"]
+    yield table([*head, "recall", "run"], rows)
+
+
+def divergences(heal: dict[str, Any]) -> list[str]:
+    """Cells of the held-back divergence before and after."""
+    return [f"{heal[f'held_back_{when}']['divergence']:.3f}" for when in ("before", "after")]
 
 
 def promises(record: dict[str, Any]) -> Iterator[str]:
@@ -300,7 +302,7 @@ def tables_of(record: dict[str, Any]) -> str:
         kind = routing
     if kind is None and "kernels" in record:
         kind = sweep
-    if kind is None and "minutes" in record and "rows" in record:
+    if kind is None and "heal" in record.get("rows", [{}])[0]:
         kind = healings
     if kind is None and "part" in record:
         kind = PARTS[record["part"]]

@@ -15,6 +15,7 @@ from spectral_convert.card import model_card
 from spectral_convert.certify import certify, margin_curve, risk_curve
 from spectral_convert.converted import ConvertedLayer
 from spectral_convert.evaluate import Evaluation, evaluate_model
+from spectral_convert.heal.attention import plainly_causal
 from spectral_convert.heal.checkpoint import Checkpoints, heal_digest
 from spectral_convert.heal.outcome import heal_evidence, save_checkpoint
 from spectral_convert.heal.remeasure import HealedLayer, remeasure
@@ -130,7 +131,12 @@ def _recipe(bundle: Bundle, settings: HealSettings) -> Recipe:
 
 
 def _fitting(settings: HealSettings, model: Any) -> HealSettings:
-    """The settings with a window the model can take."""
+    """The settings with a window the model can take, and a step as it can be launched."""
+    if settings.records and not plainly_causal(model):
+        if settings.recorded:
+            found = f"{settings.device}, attention that needs masks"
+            raise ConfigError("heal.recorded", expected="attention to all tokens before", found=found)
+        settings = dataclasses.replace(settings, recorded=False)
     limit = getattr(model.config, "max_position_embeddings", None) or settings.window
     if settings.sequence_length is None:
         return dataclasses.replace(settings, sequence_length=min(settings.window, limit))

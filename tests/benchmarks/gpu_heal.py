@@ -53,8 +53,9 @@ def parsed(text: str) -> dict[str, Any]:
     ):
         if key in job:
             job[key] = float(job[key])
-    if "compiled" in job:
-        job["compiled"] = job["compiled"] == "true"
+    for key in ("compiled", "recorded"):
+        if key in job:
+            job[key] = job[key] == "true"
     return job
 
 
@@ -71,12 +72,15 @@ def run_job(options: argparse.Namespace, job: dict[str, Any], folder: Path) -> d
         return {key: record[key] for key in KEPT}
 
     start = time.monotonic()
-    convert_checkpoint(
-        options.model, out=folder / "bundle", calibration=options.calibration, tokens=options.tokens,
-        device=options.device, dtype="float32", **{key: job[key] for key in CONVERTED if key in job},
-    )  # fmt: skip
     row: dict[str, Any] = {"job": job}
+    if not (folder / "bundle").exists():  # one of an earlier run with --convert
+        convert_checkpoint(
+            options.model, out=folder / "bundle", calibration=options.calibration, tokens=options.tokens,
+            device=options.device, dtype="float32", **{key: job[key] for key in CONVERTED if key in job},
+        )  # fmt: skip
     note(f"converted after {time.monotonic() - start:.0f} s")
+    if options.convert:
+        return row
     if options.before:
         row["closed_form"] = measured(folder / "bundle")
     settings = {key: value for key, value in job.items() if key not in CONVERTED}
@@ -111,6 +115,9 @@ def main() -> None:
     parser.add_argument(
         "--gpus", type=int, default=0, help="Give the jobs these GPUs in turn; 0: the first to all."
     )
+    parser.add_argument(
+        "--convert", action="store_true", help="Only convert; the next run with this --folder heals."
+    )
     parser.add_argument("--first-gpu", type=int, default=0)
     parser.add_argument("--worker", type=int, help="The number of the job that this process runs.")
     options = parser.parse_args()
@@ -119,10 +126,13 @@ def main() -> None:
         place = folder / str(options.worker)
         place.mkdir(parents=True, exist_ok=True)
         row = run_job(options, parsed(options.job[options.worker]), place)
+        if options.convert:
+            return
         (folder / f"{options.worker}.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
         return
     launch(options, folder)
-    gather(options, folder)
+    if not options.convert:
+        gather(options, folder)
 
 
 def launch(options: argparse.Namespace, folder: Path) -> None:

@@ -12,6 +12,7 @@ from pico_models import write_checkpoint, write_text
 
 from spectral_convert.convert import convert_checkpoint
 from spectral_convert.heal.balance import LoadKeeper
+from spectral_convert.heal.experts import gathered
 from spectral_convert.heal.follow import Follower, compiled
 from spectral_convert.heal.loss import Distillation
 from spectral_convert.heal.student import Student, make_student, teacher_sites
@@ -56,13 +57,13 @@ def test_the_term_is_the_relative_distance_after_every_layer(tmp_path: Path, fam
     assert not any(hasattr(layer, "spectral_states") for layer in follower.layers)
 
 
-def test_shares_that_no_term_uses_are_not_kept(tmp_path: Path) -> None:
+def test_scores_that_no_term_uses_are_not_kept(tmp_path: Path) -> None:
     teacher, student = pair(tmp_path, "olmoe")
-    for shares in (False, True):
-        keeper = LoadKeeper(teacher_sites(teacher, student), list(student.routers.values()), shares=shares)
+    for scores in (False, True):
+        keeper = LoadKeeper(teacher_sites(teacher, student), list(student.routers.values()), scores=scores)
         with keeper.watching(), torch.no_grad():
             teacher(IDS)
-        assert [hasattr(site.module, "spectral_shares") for site in keeper.sites] == [shares] * len(
+        assert [hasattr(site.module, "spectral_scores") for site in keeper.sites] == [scores] * len(
             keeper.sites
         )
 
@@ -92,7 +93,7 @@ def test_compiled_layers_are_one_graph_a_model_with_the_same_gradients(
         plain = gradients(keeper, follower, loss, student)
         torch._dynamo.reset()
         counters.clear()
-        with compiled(follower.layers):
+        with gathered([teacher, student.model]), compiled(follower.layers):
             assert all(layer._compiled_call_impl is not None for layer in follower.layers)
             for _ in range(2):
                 found = gradients(keeper, follower, loss, student)

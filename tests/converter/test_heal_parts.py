@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from spectral_convert.convert import convert_checkpoint
 from spectral_convert.heal import loss as losses
+from spectral_convert.heal import sample
 from spectral_convert.heal.balance import LoadKeeper, balance
 from spectral_convert.heal.loss import Distillation
 from spectral_convert.heal.optimise import Optimiser, rate_at
@@ -153,8 +154,13 @@ def test_a_first_step_that_takes_long_does_not_use_up_the_rise() -> None:
 
 
 def test_defaults_by_device_are_in_the_record() -> None:
-    found = [HealSettings(steps=1, device=device).as_json()["weights_lr"] for device in ("cpu", "cuda:1")]
-    assert found == [5e-4, 1e-3]
+    found = [HealSettings(minutes=10, device=device).as_json() for device in ("cpu", "cuda:1")]
+    names = ("weights_lr", "batch_tokens", "compiled", "recorded")
+    assert [[record[name] for name in names] for record in found] == [
+        [5e-4, 2048, False, False],
+        [1e-3, 16384, True, True],
+    ]
+    assert not HealSettings(minutes=1, device="cuda").records  # compilation would take half of it
     assert HealSettings(steps=1, weights_lr=2e-3).as_json()["weights_lr"] == 2e-3
 
 
@@ -196,11 +202,22 @@ def test_sampled_text_begins_with_real_text_and_is_a_function_of_seed_and_number
     batches = [first.take(number) for number in range(2 * USES * first.batches)]
     assert batches[0].shape == (2, 32)
     assert torch.equal(second.take(len(batches) - 1), batches[-1])
-    once = sorted(row for batch in batches[: first.batches] for row in batch.tolist())
-    again = sorted(row for batch in batches[first.batches : 2 * first.batches] for row in batch.tolist())
-    assert once == again
     prompts = {tuple(row[:8]) for row in text.tokens.unfold(0, 8, 1).tolist()}
-    assert all(tuple(row[:8]) in prompts and tuple(row[16:24]) in prompts for row in once)
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert all(tuple(row[:8]) in prompts and tuple(row[16:24]) in prompts for row in rows)
+
+
+def test_sampled_windows_are_drawn_from_the_newest_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "KEPT", 2)
+    made = SampledText(pico_model("olmoe"), text_of(), length=16, window=16, batch=4, seed=5)
+    steps = USES * made.batches
+    windows = [
+        {tuple(row) for n in range(steps) for row in made.take(k * steps + n).tolist()} for k in range(3)
+    ]
+    assert len(windows[0]) == 4 * made.batches
+    assert windows[0] < windows[1]  # the first round goes on
+    assert not windows[0] & windows[2]  # until it is too old
+    assert len(windows[2]) == 8 * made.batches
 
 
 def test_sampled_tokens_follow_the_model() -> None:
@@ -241,7 +258,7 @@ def test_the_load_term_is_zero_where_loads_agree_and_pulls_down_what_is_too_busy
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_routers_term_is_the_divergence_of_shares_and_moves_every_layers_geometry(
+def test_the_routers_term_is_the_divergence_of_scores_and_moves_every_layers_geometry(
     tmp_path: Path, family: str
 ) -> None:
     bundle, teacher = converted(tmp_path, family, "geometric")
@@ -253,15 +270,23 @@ def test_the_routers_term_is_the_divergence_of_shares_and_moves_every_layers_geo
         student.model(ids_of(4, 32))
     term, wanted = keeper.unlike(), []
     for site, router in zip(sites, keeper.routers, strict=True):
-        ours, theirs = router.shares.detach().double(), site.module.spectral_shares.double()
-        torch.testing.assert_close(theirs.sum(dim=1), torch.ones(128, dtype=torch.float64), rtol=0, atol=1e-6)
-        wanted.append((theirs * (theirs / ours).log()).sum(dim=1).mean())
+        ours, theirs = router.scored.detach().double(), site.module.spectral_scores.double()
+        if router.rule.score == "logits":
+            ours, theirs = ours.softmax(dim=1), theirs.softmax(dim=1)
+        apart = theirs * (theirs / ours).log()
+        if router.rule.score == "sigmoid":  # chances of every expert by itself, not shares of one
+            apart = apart + (1 - theirs) * ((1 - theirs) / (1 - ours)).log()
+        else:
+            torch.testing.assert_close(
+                theirs.sum(dim=1), torch.ones(128, dtype=torch.float64), rtol=0, atol=1e-6
+            )
+        wanted.append(apart.sum(dim=1).mean())
     torch.testing.assert_close(term.detach().double(), torch.stack(wanted).mean(), rtol=1e-4, atol=1e-6)
     assert float(term.detach()) > 1e-4
     term.backward()
     assert all(float(router.projection.grad.abs().max()) > 0 for router in keeper.routers)
     for site, router in zip(sites, keeper.routers, strict=True):
-        site.module.spectral_shares = router.shares.detach()
+        site.module.spectral_scores = router.scored.detach()
     assert abs(float(keeper.unlike().detach())) < 1e-6
 
 

@@ -93,3 +93,20 @@ def test_a_heal_lowers_the_loss_and_loads(scope: str, tmp_path: Path) -> None:
         for name, more in (("b", {}), ("h", {"against": str(DEMO / "checkpoint")}))
     )
     assert after < before
+
+
+def test_a_recorded_step_heals_like_one_launched_piece_by_piece(tmp_path: Path) -> None:
+    convert_checkpoint(
+        str(DEMO / "checkpoint"), out=tmp_path / "b", mode="geometric", device="cuda", dtype="float32",
+        calibration=str(DEMO / "books.txt"), tokens=30_000, sequence_length=128, alpha=0.1,
+    )  # fmt: skip
+    found = [
+        heal_bundle(
+            tmp_path / "b", out=tmp_path / str(recorded), steps=24, scope="all", sampled=0.25, device="cuda",
+            sequence_length=256, batch_tokens=2048, validation_tokens=4096, checks=4, recorded=recorded,
+        ).record["checks"]
+        for recorded in (False, True)
+    ]  # fmt: skip
+    plain, replayed = ([check["divergence"] for check in checks] for checks in found)
+    assert replayed == pytest.approx(plain, rel=0.02)
+    assert replayed[-1] < 0.8 * replayed[0]

@@ -15,14 +15,17 @@ from spectral_runtime.attaching.discovery import RouterSite
 from spectral_runtime.attaching.selection import expert_scores, gate_logits
 from spectral_runtime.gate import GateRule
 
+EDGE = 1e-6
+"""Sigmoids are taken to lie this far from 0 and 1."""
+
 
 class _Watched:
-    """Mixed in front of a teacher's router class; keeps load and shares of the last forward."""
+    """Mixed in front of a teacher's router class; keeps load and scores of the last forward."""
 
     spectral_site: tuple[RouterSite]
     spectral_rule: GateRule | None
     spectral_load: torch.Tensor
-    spectral_shares: torch.Tensor
+    spectral_scores: torch.Tensor
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
@@ -31,7 +34,7 @@ class _Watched:
         rule = self.spectral_rule
         if rule is not None:
             exact = gate_logits(rule, site.gate_input(hidden_states), site.weight, site.bias)
-            self.spectral_shares = shares_of(rule, expert_scores(rule, exact))
+            self.spectral_scores = expert_scores(rule, exact)
         return output
 
 
@@ -41,20 +44,27 @@ class LoadKeeper:
     Args:
         sites: the teacher's routers.
         routers: the student's, in the same order.
-        shares: keep what `unlike` needs, too.
+        scores: keep what `unlike` needs, too.
+        fused: compile the divergence.
     """
 
     def __init__(
-        self, sites: Sequence[RouterSite], routers: Sequence[TrainedRouter], *, shares: bool = True
+        self,
+        sites: Sequence[RouterSite],
+        routers: Sequence[TrainedRouter],
+        *,
+        scores: bool = True,
+        fused: bool = False,
     ) -> None:
-        self.sites, self.routers, self.shares = sites, routers, shares
+        self.sites, self.routers, self.scores = sites, routers, scores
+        self.divergence = torch.compile(divergence) if fused else divergence
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Records the teacher's load of every forward inside."""
         modules: list[Any] = [site.module for site in self.sites]
         for module, site, router in zip(modules, self.sites, self.routers, strict=True):
-            module.spectral_site, module.spectral_rule = (site,), router.rule if self.shares else None
+            module.spectral_site, module.spectral_rule = (site,), router.rule if self.scores else None
         try:
             with mixed(modules, _Watched):
                 yield
@@ -69,17 +79,20 @@ class LoadKeeper:
         """
         loads: list[Any] = [getattr(site.module, "spectral_load", None) for site in self.sites]
         terms = [
-            len(router.load) * ((router.load - load).detach() * router.shares.mean(dim=0)).sum()
-            for router, load in zip(self.routers, loads, strict=True)
+            len(router.load) * ((router.load - load).detach() * shares.mean(dim=0)).sum()
+            for router, load, shares in zip(self.routers, loads, self._shares(), strict=True)
         ]
         return torch.stack(terms).mean()
 
+    def _shares(self) -> list[torch.Tensor]:
+        return [shares_of(router.rule, router.scored) for router in self.routers]
+
     def unlike(self) -> torch.Tensor:
-        """Mean over layers and tokens of KL(original's shares of the scores || student's), each at its own hidden states."""
+        """Mean over layers and tokens of the divergence of the original's scores, each at its own hidden states."""
         terms = []
         for site, router in zip(self.sites, self.routers, strict=True):
             module: Any = site.module
-            terms.append(divergence(module.spectral_shares, router.shares))
+            terms.append(self.divergence(router.rule, module.spectral_scores, router.scored))
         return torch.stack(terms).mean()
 
     def missed(self) -> torch.Tensor | float:
@@ -88,10 +101,18 @@ class LoadKeeper:
         return torch.stack(terms).mean() if terms else 0.0
 
 
-def divergence(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Mean over tokens of KL(wanted || found) of shares [T, E]."""
-    wanted, logs = wanted.float(), found.float().clamp(min=1e-20).log()
-    return functional.kl_div(logs, wanted, reduction="batchmean")
+def divergence(rule: GateRule, wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of the divergence of scores [T, E] `found` from those that are wanted.
+
+    Sigmoids are a chance for every expert by itself: their divergences are summed. As shares of their sum, in which the
+    many small ones drown the few that are chosen, they hardly hold a router. Other scores are compared as shares.
+    """
+    if rule.score == "sigmoid":
+        wanted, found = (scores.float().clamp(EDGE, 1.0 - EDGE) for scores in (wanted, found))
+        chances = wanted * (wanted / found).log() + (1 - wanted) * ((1 - wanted) / (1 - found)).log()
+        return chances.sum(dim=1).mean()
+    wanted, found = shares_of(rule, wanted).float(), shares_of(rule, found).float()
+    return functional.kl_div(found.clamp(min=1e-20).log(), wanted, reduction="batchmean")
 
 
 def balance(load: torch.Tensor) -> dict[str, float]:

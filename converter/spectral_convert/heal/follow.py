@@ -29,9 +29,11 @@ class Follower:
     Args:
         teacher: the untouched model.
         student: the one in training; its routers may be of other classes.
+        fused: compile the distance.
     """
 
-    def __init__(self, teacher: Any, student: Any) -> None:
+    def __init__(self, teacher: Any, student: Any, *, fused: bool = False) -> None:
+        self.distance = torch.compile(distance) if fused else distance
         path, own = decoder_layers(teacher)  # the student's routers are no longer those that are looked for
         self.pairs: list[tuple[Any, Any]] = list(zip(own, student.get_submodule(path), strict=True))
 
@@ -52,11 +54,16 @@ class Follower:
 
     def apart(self) -> torch.Tensor:
         """Mean over layers of |student - original|^2 / |original|^2 of the hidden states [T, D] of the last forwards."""
-        terms = []
-        for own, twin in self.pairs:
-            wanted, found = own.spectral_states.float(), twin.spectral_states.float()
-            terms.append((found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-20))
+        terms = [
+            self.distance(twin.spectral_states, own.spectral_states.detach()) for own, twin in self.pairs
+        ]
         return torch.stack(terms).mean()
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """|found - wanted|^2 / |wanted|^2 of hidden states of any dtype, in float32."""
+    found, wanted = found.float(), wanted.float()
+    return (found - wanted).square().sum() / wanted.square().sum().clamp(min=1e-20)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,20 +50,24 @@ class Optimiser:
             p.detach().float().clone() / s for p, s in zip(self.parameters, self.scales, strict=True)
         ]
         self.gradients = [torch.zeros_like(master) for master in self.masters]
-        groups = [{"params": self.masters[: self.split], "peak": lr}]
-        if weights:
-            groups.append({"params": self.masters[self.split :], "peak": weights_lr})
-        fused = self.masters[0].is_cuda
-        self.adam = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=0.0, fused=fused)
+        sorts = [(self.masters[: self.split], lr), (self.masters[self.split :], weights_lr)]
+        groups: list[dict[str, Any]] = [{"params": some, "peak": peak} for some, peak in sorts if some]
+        on_gpu = self.masters[0].is_cuda
+        for group in groups:  # a rate on the device can change in a recorded step
+            group["lr"] = torch.zeros((), device=self.masters[0].device) if on_gpu else 0.0
+        self.adam = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=on_gpu, capturable=on_gpu)
         for master, gradient in zip(self.masters, self.gradients, strict=True):
             master.grad = gradient
 
-    def step(self, rate: float) -> None:
-        """One update at this share of the peak rates; gradients are taken from the parameters and dropped."""
+    def step(self, rate: torch.Tensor) -> None:
+        """One update at this share, a scalar, of the peak rates; gradients are taken from the parameters and dropped."""
         self._collect()
         for group in self.adam.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], self.clip)
-            group["lr"] = rate * group["peak"]
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].copy_(rate * group["peak"])
+            else:
+                group["lr"] = float(rate) * group["peak"]
         self.adam.step()
         self._publish()
 

@@ -42,8 +42,8 @@ class TrainedRouter(nn.Module):
     """[E], as fitted; measured again at the end."""
     load: torch.Tensor
     """[E], share of the tokens' choices that each expert received in the last forward."""
-    shares: torch.Tensor
-    """[T, E], each expert's share of the scores, with gradient."""
+    scored: torch.Tensor
+    """[T, E], the experts' scores in the last forward, with gradient."""
     missed: torch.Tensor
     """Scalar, the listwise loss of the candidates; zero in the mode `geometric`."""
 
@@ -92,7 +92,7 @@ class TrainedRouter(nn.Module):
         scores = expert_scores(rule, logits)
         ids = choose_experts(rule, scores, bias, mask)
         weights = expert_weights(rule, scores, logits, ids)
-        self.load, self.shares = load_of(ids, rule.experts), shares_of(rule, scores)
+        self.load, self.scored = load_of(ids, rule.experts), scores
         return Answer(logits, weights.to(torch.float32 if rule.returns == "float32" else hidden.dtype), ids)
 
 

@@ -11,7 +11,7 @@ from spectral_convert.recipe import setting
 from spectral_runtime.errors import ConfigError
 
 Scope = Literal["geometry", "geometry+norms", "all"]
-DEVICE_TOKENS = {"cpu": 2048, "cuda": 32768}
+DEVICE_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one step by device."""
 LENGTH, SAMPLED_LENGTH = 1024, 512
 """Tokens of a window and of a sampled text, unless told."""
@@ -27,6 +27,7 @@ SAMPLED = {"geometry": 0.0, "geometry+norms": 0.0, "all": 0.5}
 RESOLVED = {
     "batch_tokens": "step_tokens", "sampled": "sampled_share", "sequence_length": "window", "warmup": "rise",
     "validation_tokens": "held_back", "sampled_length": "written_length", "compiled": "compiles",
+    "recorded": "records",
     "dtype": "forward_dtype", "weights_lr": "weights_rate",
 }  # fmt: skip
 """Settings whose defaults depend on others, and the properties that know them."""
@@ -62,7 +63,7 @@ class HealSettings:
     states_weight: float = setting(
         5.0, "weight of the distance between the two models' hidden states after each layer; fades too"
     )
-    batch_tokens: int | None = setting(None, "tokens a step; default 2048 on CPU, 32768 on CUDA")
+    batch_tokens: int | None = setting(None, "tokens a step; default 2048 on CPU, 16384 on CUDA")
     sequence_length: int | None = setting(
         None, "tokens of a training window; default 1024, or the model's limit where that is less"
     )
@@ -81,6 +82,9 @@ class HealSettings:
     divergence: float = setting(3.0, "stop when the loss exceeds its best by this factor")
     compiled: bool | None = setting(
         None, "compile the decoder layers with torch.compile; default on CUDA for budgets from two minutes"
+    )
+    recorded: bool | None = setting(
+        None, "replay a step as a CUDA graph; default with compiled layers, where attention needs no mask"
     )
     device: str = setting("cpu", "torch device")
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
@@ -109,6 +113,8 @@ class HealSettings:
         _refuse("batch_tokens", tokens is None or tokens >= 4, "at least 4", tokens)
         scopes = ("geometry", "geometry+norms", "all")
         _refuse("scope", self.scope in scopes, ", ".join(scopes), self.scope)
+        on_gpu = self.device.startswith("cuda")
+        _refuse("recorded", not self.recorded or on_gpu, "a CUDA device to record a step on", self.device)
         _refuse("mode", self.mode in (None, "geometric", "prefilter"), "geometric or prefilter", self.mode)
 
     def _check_budget(self) -> None:
@@ -148,6 +154,11 @@ class HealSettings:
             return False
         long = (self.minutes or 0) >= 2 or (self.steps or 0) >= 2000
         return long if self.compiled is None else self.compiled
+
+    @property
+    def records(self) -> bool:
+        """Whether a step is recorded."""
+        return self.device.startswith("cuda") and (self.compiles if self.recorded is None else self.recorded)
 
     @property
     def held_back(self) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from spectral_convert.heal.attention import maskless
 from spectral_convert.heal.balance import LoadKeeper
 from spectral_convert.heal.checkpoint import Checkpoints
+from spectral_convert.heal.experts import gathered
 from spectral_convert.heal.follow import Follower, compiled
 from spectral_convert.heal.loss import Distillation
 from spectral_convert.heal.optimise import Optimiser, rate_at
@@ -20,6 +23,7 @@ from spectral_convert.heal.progress import Budget, Progress, diverged
 from spectral_convert.heal.sample import SampledText
 from spectral_convert.heal.settings import HealSettings
 from spectral_convert.heal.student import Student, share, teacher_sites
+from spectral_convert.heal.update import Recorded, Update
 from spectral_convert.heal.windows import FitText
 
 UNREAD = {"cpu": 1, "cuda": 16}
@@ -48,9 +52,10 @@ class Trainer:
             teacher, student.model, lm_weight=settings.lm_weight, compiled=settings.compiles
         )
         self.keeper = LoadKeeper(
-            teacher_sites(teacher, student), list(student.routers.values()), shares=settings.router_weight > 0
-        )
-        self.follower = Follower(teacher, student.model)
+            teacher_sites(teacher, student), list(student.routers.values()),
+            scores=settings.router_weight > 0, fused=settings.compiles,
+        )  # fmt: skip
+        self.follower = Follower(teacher, student.model, fused=settings.compiles)
         self.optimiser = Optimiser(
             student.geometry(), student.weights(),
             lr=settings.lr, weights_lr=settings.weights_rate, clip=settings.clip,
@@ -61,6 +66,10 @@ class Trainer:
             length=settings.written_length, window=settings.window,
             batch=_rows(settings, settings.window), seed=settings.seed,
         )  # fmt: skip
+        self.models = (teacher, student.model, self.sampled.teacher)
+        update = Update(self.loss, self.keeper, self.follower, self.optimiser, settings)
+        self.update = Recorded(update) if settings.records else update
+        self.rate = torch.zeros((), device=text.tokens.device)
         self.unread: list[torch.Tensor] = []
         self.progress, self.best = Progress(), self.optimiser.snapshot()
         self.written = time.monotonic()
@@ -74,14 +83,24 @@ class Trainer:
         Raises:
             HealingDiverged: the loss is not finite or rises; the checkpoint is the last good one.
         """
+        with self.ready():
+            return self._run(resume)
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Both models as they are while training; as before afterwards."""
         # Watched from the first forward on: layers that change their class are compiled again.
         with contextlib.ExitStack() as stack:
+            if isinstance(self.update, Recorded):  # never on the default stream, or gradients are bound to it
+                stack.enter_context(torch.cuda.stream(torch.cuda.Stream()))  # type: ignore[no-untyped-call]
+            stack.enter_context(maskless(self.models))
+            stack.enter_context(gathered(self.models))
             stack.enter_context(self.keeper.watching())
             if self.settings.states_weight:
                 stack.enter_context(self.follower.watching())
             if self.settings.compiles:
                 stack.enter_context(compiled(self.follower.layers))
-            return self._run(resume)
+            yield
 
     def _run(self, resume: bool) -> Healed:
         start = time.monotonic()  # compilation happens at the first use: it counts
@@ -114,18 +133,8 @@ class Trainer:
 
     def _step(self, fraction: float) -> None:
         ids = self._windows()
-        loss, parts = self.loss(ids)
-        settings, keeper = self.settings, self.keeper
-        rate = rate_at(fraction, self.progress.step, settings.rise)
-        whole = loss + settings.balance_weight * keeper.excess() + keeper.missed()
-        # These two fade with the rate: they show the way at first, and at the end only the text counts.
-        if settings.router_weight:
-            whole = whole + settings.router_weight * rate * keeper.unlike()
-        if settings.states_weight:
-            whole = whole + settings.states_weight * rate * self.follower.apart()
-        whole.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step(rate)
-        self.unread.append(parts[0] + self.settings.lm_weight * parts[1])
+        self.rate.fill_(rate_at(fraction, self.progress.step, self.settings.rise))
+        self.unread.append(self.update(ids, self.rate))
         self.progress.step += 1
         self.progress.tokens += ids.numel()
 
