@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from spectral_convert.heal.mixed import replaced
+
 NAME = "spectral_causal"
 
 
@@ -36,14 +38,9 @@ def maskless(models: Sequence[Any]) -> Iterator[None]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
-    configs = {id(c): c for model in models if plainly_causal(model) for c in _configs(model)}
-    for config in configs.values():
-        config._attn_implementation = NAME
-    try:
+    configs = [config for model in models if plainly_causal(model) for config in _configs(model)]
+    with replaced(configs, "_attn_implementation", NAME):
         yield
-    finally:
-        for config in configs.values():
-            config._attn_implementation = "sdpa"
 
 
 def _configs(model: Any) -> list[Any]:

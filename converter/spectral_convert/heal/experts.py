@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from spectral_convert.heal.mixed import replaced
+
 NAME = "spectral_heal"
 
 # Letters: T tokens, D hidden, E experts, K chosen, S = T K rows sorted by expert.
@@ -76,16 +78,11 @@ def gathered(models: Sequence[Any]) -> Iterator[None]:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
-    configs = {
-        id(module.config): module.config
+    configs = [
+        module.config
         for model in models
         for module in model.modules()
         if hasattr(module, "is_transposed") and module.config._experts_implementation == "grouped_mm"
-    }
-    for config in configs.values():
-        config._experts_implementation = NAME
-    try:
+    ]
+    with replaced(configs, "_experts_implementation", NAME):
         yield
-    finally:
-        for config in configs.values():
-            config._experts_implementation = "grouped_mm"

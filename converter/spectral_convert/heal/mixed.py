@@ -1,4 +1,4 @@
-"""Puts a class in front of modules' own for a while; torch.compile makes one graph for all modules of one class."""
+"""Changes classes and attributes for a while; torch.compile makes one graph for all modules of one class."""
 
 from __future__ import annotations
 
@@ -25,3 +25,16 @@ def mixed(modules: Sequence[Any], mixin: type) -> Iterator[None]:
     finally:
         for module, kind in zip(modules, kinds, strict=True):
             module.__class__ = kind
+
+
+@contextmanager
+def replaced(owners: Sequence[Any], name: str, value: Any) -> Iterator[None]:
+    """The owners with another value of one attribute; their own again afterwards."""
+    before = {id(owner): getattr(owner, name) for owner in owners}
+    for owner in owners:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner in owners:
+            setattr(owner, name, before[id(owner)])
