@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,17 @@ class SampledText:
     ) -> None:
         self.teacher, self.text, self.length, self.seed = teacher, text, length, seed
         self.window, self.batch, self.pieces = window, batch, window // length
-        self.rows = rows_that_fit(teacher, text.tokens, length)
-        self.batches = max(1, self.rows // (batch * self.pieces))
         self._rounds: dict[int, torch.Tensor] = {}
+
+    @cached_property
+    def rows(self) -> int:
+        """Texts written at one time."""
+        return rows_that_fit(self.teacher, self.text.tokens, self.length)
+
+    @property
+    def batches(self) -> int:
+        """Batches of a round."""
+        return max(1, self.rows // (self.batch * self.pieces))
 
     def take(self, number: int) -> torch.Tensor:
         """Batch `number`, int64 [batch, N], of the rounds so far; the next is written when they were used USES times."""
@@ -79,7 +88,7 @@ def rows_that_fit(model: Any, tokens: torch.Tensor, length: int) -> int:
     """Texts of `length` tokens to write at one time."""
     prompt = tokens[None, :PROMPT]
     cache = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
-    held = [value for layer in cache.layers for value in vars(layer).values()]
+    held = [value for layer in getattr(cache, "layers", ()) for value in vars(layer).values()]
     size = sum(value.nbytes for value in held if isinstance(value, torch.Tensor)) / prompt.shape[1]
     free = free_memory(tokens.device) * CACHE_SHARE
     most = ROWS.get(tokens.device.type, ROWS["cpu"])
@@ -101,7 +110,7 @@ def _make_room(cache: Any, length: int) -> None:
     from transformers.cache_utils import DynamicLayer
 
     kind: Any = type("RoomyLayer", (DynamicLayer,), {"update": _update})
-    for layer in cache.layers:
+    for layer in getattr(cache, "layers", ()):  # some architectures bring a cache of their own
         if type(layer) is DynamicLayer:
             held = (layer.keys, layer.values)
             layer.__class__ = kind

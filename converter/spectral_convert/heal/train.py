@@ -23,7 +23,7 @@ from spectral_convert.heal.progress import Budget, Progress, diverged
 from spectral_convert.heal.sample import SampledText
 from spectral_convert.heal.settings import HealSettings
 from spectral_convert.heal.student import Student, share, teacher_sites
-from spectral_convert.heal.update import Recorded, Update
+from spectral_convert.heal.update import Recorded, Update, aside
 from spectral_convert.heal.windows import FitText
 
 UNREAD = {"cpu": 1, "cuda": 16}
@@ -91,8 +91,8 @@ class Trainer:
         """Both models as they are while training; as before afterwards."""
         # Watched from the first forward on: layers that change their class are compiled again.
         with contextlib.ExitStack() as stack:
-            if isinstance(self.update, Recorded):  # never on the default stream, or gradients are bound to it
-                stack.enter_context(torch.cuda.stream(torch.cuda.Stream()))  # type: ignore[no-untyped-call]
+            if isinstance(self.update, Recorded):
+                stack.enter_context(aside(self.text.tokens.device))
             stack.enter_context(maskless(self.models))
             stack.enter_context(gathered(self.models))
             stack.enter_context(self.keeper.watching())

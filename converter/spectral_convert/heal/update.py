@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,3 +83,13 @@ class Recorded:
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             self.found = self.update(*self.given)
         self.graph = graph
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """On a stream of its own: gradients are bound to the stream of their first use, and the default one records nothing."""
+    here, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        yield
+    here.wait_stream(stream)
