@@ -104,6 +104,30 @@ def test_compiled_layers_are_one_graph_a_model_with_the_same_gradients(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
+# Both are torch's own, as above.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
+def test_fused_terms_are_the_plain_ones_in_one_graph_each(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    teacher, student = pair(tmp_path, family)
+    loss, found = Distillation(teacher, student.model, lm_weight=0.0), []
+    for fused in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        routers = list(student.routers.values())
+        keeper = LoadKeeper(teacher_sites(teacher, student), routers, fused=fused)
+        follower = Follower(teacher, student.model, fused=fused)
+        with keeper.watching(), follower.watching():
+            found.append(gradients(keeper, follower, loss, student))
+    assert counters["stats"]["unique_graphs"] == 2
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
 def gradients(
     keeper: LoadKeeper, follower: Follower, loss: Distillation, student: Student
 ) -> list[torch.Tensor]:
