@@ -21,8 +21,8 @@ struct Launch {
     std::uint32_t cluster = 1;
     std::uint32_t shared_bytes = 0;
     Stream stream = nullptr;
-    bool overlaps =
-        false; ///< may be set up while the kernel before it ends, for which it then waits
+    /// May be set up while the kernel before it ends, for which it then waits.
+    bool overlaps = false;
 };
 
 /// Whether this GPU and this driver, also while a stream captures, know launches that overlap.

@@ -79,13 +79,11 @@ class LoadKeeper:
         """
         loads: list[Any] = [getattr(site.module, "spectral_load", None) for site in self.sites]
         terms = [
-            len(router.load) * ((router.load - load).detach() * shares.mean(dim=0)).sum()
-            for router, load, shares in zip(self.routers, loads, self._shares(), strict=True)
+            len(router.load)
+            * ((router.load - load).detach() * shares_of(router.rule, router.scored).mean(dim=0)).sum()
+            for router, load in zip(self.routers, loads, strict=True)
         ]
         return torch.stack(terms).mean()
-
-    def _shares(self) -> list[torch.Tensor]:
-        return [shares_of(router.rule, router.scored) for router in self.routers]
 
     def unlike(self) -> torch.Tensor:
         """Mean over layers and tokens of the divergence of the original's scores, each at its own hidden states."""

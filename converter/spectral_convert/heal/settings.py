@@ -27,8 +27,7 @@ SAMPLED = {"geometry": 0.0, "geometry+norms": 0.0, "all": 0.5}
 RESOLVED = {
     "batch_tokens": "step_tokens", "sampled": "sampled_share", "sequence_length": "window", "warmup": "rise",
     "validation_tokens": "held_back", "sampled_length": "written_length", "compiled": "compiles",
-    "recorded": "records",
-    "dtype": "forward_dtype", "weights_lr": "weights_rate",
+    "recorded": "records", "dtype": "forward_dtype", "weights_lr": "weights_rate",
 }  # fmt: skip
 """Settings whose defaults depend on others, and the properties that know them."""
 
@@ -158,7 +157,7 @@ class HealSettings:
     @property
     def records(self) -> bool:
         """Whether a step is recorded."""
-        return self.device.startswith("cuda") and (self.compiles if self.recorded is None else self.recorded)
+        return self.compiles if self.recorded is None else self.recorded
 
     @property
     def held_back(self) -> int:
