@@ -152,6 +152,12 @@ def launch(options: argparse.Namespace, folder: Path) -> None:
         process.wait()
 
 
+def run_of(options: argparse.Namespace) -> str:
+    """How much of a GPU each job had, for the table."""
+    jobs = -(-len(options.job) // max(options.gpus, 1))
+    return "alone on its GPU" if jobs == 1 else f"{jobs} jobs on its GPU"
+
+
 def gather(options: argparse.Namespace, folder: Path) -> None:
     """Writes the evidence of the jobs that ended well, and shows all."""
     rows = []
@@ -160,7 +166,7 @@ def gather(options: argparse.Namespace, folder: Path) -> None:
         if not file.is_file():
             print(f"{text}: FAILED\n{(folder / f'{number}.log').read_text()[-2000:]}", flush=True)
             continue
-        rows.append(json.loads(file.read_text(encoding="utf-8")))
+        rows.append(json.loads(file.read_text(encoding="utf-8")) | {"run": run_of(options)})
         after, heal = rows[-1]["healed"], rows[-1]["heal"]
         low, high = after["ci95"]
         print(
@@ -172,9 +178,6 @@ def gather(options: argparse.Namespace, folder: Path) -> None:
         "model": Path(options.model).name,
         "protocol": f"whole held-out text, windows of {LENGTH} tokens, float32, paired; healed on calibration text",
         "calibration_tokens": options.tokens,
-        "concurrent_jobs": len(options.job),
-        "gpus": max(options.gpus, 1),
-        "minutes": options.minutes,
         "rows": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
