@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pico_models import pico_model
+from pico_models import FAMILIES, pico_model
 
 from spectral_convert import healing
 from spectral_convert.heal import sample
@@ -27,7 +27,7 @@ def answer(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return output.logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "mixtral", "gpt_oss", "llama4_text"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_gathered_experts_have_the_same_logits_and_gradients(family: str) -> None:
     model = pico_model(family, initializer_range=0.2)
     before = model.config._experts_implementation
@@ -52,6 +52,21 @@ def test_experts_with_a_bias_are_left_to_transformers(monkeypatch: pytest.Monkey
     with gathered([model]), torch.no_grad():
         model(IDS)
     assert len(called) == model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("kind", ["has_bias", "has_gate", "has_post_expert_norm"])
+def test_other_kinds_of_experts_are_left_to_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import moe
+
+    given: list[Any] = []
+    monkeypatch.setattr(moe, "grouped_mm_experts_forward", lambda *said: given.append(said) or said[1])
+    model = pico_model("olmoe")
+    experts = [module for module in model.modules() if hasattr(module, "is_transposed")]
+    for module in experts:
+        setattr(module, kind, kind != "has_gate")
+    with gathered([model]), torch.no_grad():
+        model(IDS)
+    assert [said[0] for said in given] == experts
 
 
 @pytest.mark.parametrize(
@@ -79,9 +94,24 @@ def test_models_without_windows_need_no_mask(family: str, window: dict[str, Any]
     assert all(torch.equal(moved[name], gradient) for name, gradient in gradients.items())
 
 
-@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss"])
-def test_text_is_written_as_without_a_cache(family: str) -> None:
-    model = pico_model(family, initializer_range=0.5)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_answers_alike_without_masks(family: str) -> None:
+    config = pico_model(family).config.get_text_config()
+    narrow = {name: 16 for name in ("sliding_window", "attention_chunk_size") if getattr(config, name, None)}
+    model = pico_model(family, initializer_range=0.2, **narrow)
+    with torch.no_grad():
+        expected = model(IDS, use_cache=False).logits
+        with maskless([model]):
+            assert torch.equal(model(IDS, use_cache=False).logits, expected)
+
+
+# With larger weights a state-space layer's two forms differ enough to draw another token.
+@pytest.mark.parametrize(
+    ("family", "spread"),
+    [("olmoe", 0.5), ("deepseek_v3", 0.5), ("gpt_oss", 0.5), *((f, 0.2) for f in FAMILIES)],
+)
+def test_text_is_written_as_without_a_cache(family: str, spread: float) -> None:
+    model = pico_model(family, initializer_range=spread)
     prompt, length = IDS[:, :5], 30
     found = write_on(model, prompt, length, torch.Generator().manual_seed(4))
     generator, text = torch.Generator().manual_seed(4), prompt
